@@ -1,0 +1,121 @@
+"""Paths, local or in a bucket (gs://…), and writing that either happens whole or not at all.
+
+Everything is written beside its destination under a temporary name and renamed when complete, so
+a reader never sees half a file and a failure leaves what was there before. Renaming is atomic on a
+local disk and for one object in a bucket; a folder in a bucket is moved object by object.
+
+A process that is killed outright leaves its `.NAME.unfinished-…` behind: safe to delete.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+from etils import epath
+
+# Errors of a full or failing disk carry no file name: the system call knew only a descriptor.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+def path(name: str | os.PathLike[str]) -> epath.Path:
+    """The path a user typed: `~` is expanded; gs:// and the other schemes of epath work."""
+    return epath.Path(name).expanduser()
+
+
+@contextlib.contextmanager
+def new_file(dst: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file to write; it appears at `dst` when the block ends without an error."""
+    dst = path(dst)
+    temporary = _beside(dst)
+    with _naming(dst, temporary):
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                if not _is_remote(dst):
+                    # Before the rename: after a power cut a renamed file could hold nothing.
+                    file.flush()
+                    os.fsync(file.fileno())
+            if _is_remote(dst):
+                temporary.replace(dst)
+            else:
+                os.replace(temporary, dst)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_bytes(dst: str | os.PathLike[str], data: bytes) -> None:
+    with new_file(dst) as file:
+        file.write(data)
+
+
+def write_text(dst: str | os.PathLike[str], text: str) -> None:
+    write_bytes(dst, text.encode())
+
+
+def write_json(dst: str | os.PathLike[str], value: Any) -> None:
+    """Indented, UTF-8, keys in the order given. NaN is refused: it is not JSON."""
+    write_text(dst, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def fresh_folder(dst: str | os.PathLike[str]) -> Iterator[epath.Path]:
+    """A folder to fill; it becomes `dst` when the block ends without an error.
+
+    One process fills it. A destination that already holds something is refused at once, before
+    the work of an hour is done for nothing.
+    """
+    dst = path(dst)
+    if dst.exists():
+        if not dst.is_dir():
+            raise ValueError(f"got {dst}, a file; expected the name of a new folder")
+        if held := sorted(entry.name for entry in dst.iterdir()):
+            raise ValueError(
+                f"got {dst}, a folder that holds {held[0]!r} ({len(held)} in all); expected a new "
+                "or empty folder: remove it, or choose another destination"
+            )
+    temporary = _beside(dst)
+    with _naming(dst, temporary):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            if _is_remote(dst):
+                temporary.rename(dst)
+            else:
+                # Takes the place of an empty folder, and fails if someone filled it meanwhile.
+                os.rename(temporary, dst)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.rmtree(missing_ok=True)
+            raise
+
+
+def _is_remote(name: epath.Path) -> bool:
+    return "://" in str(name)
+
+
+def _beside(dst: epath.Path) -> epath.Path:
+    return dst.parent / f".{dst.name}.unfinished-{uuid.uuid4().hex[:8]}"
+
+
+@contextlib.contextmanager
+def _naming(dst: epath.Path, temporary: epath.Path) -> Iterator[None]:
+    """Turns an error of writing into one sentence about `dst`; leaves errors of other files be."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            ours = error.errno in _DISK_ERRORS
+        else:
+            name = str(error.filename)
+            ours = name.startswith(str(temporary)) or name in map(str, (dst, *dst.parents))
+        if not ours:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"cannot write {dst}: {reason}; nothing was changed") from error
