@@ -1,0 +1,1 @@
+"""The model: CLIP ViT, projector, LLaMA, and LLaVA, which joins the three."""
