@@ -133,12 +133,6 @@ def _check_segments(batch: Batch, row: int) -> None:
             f"row {row}, token {t}: got target {batch.target_RT[row, t]}, expected the next token, "
             f"{batch.token_RT[row, t + 1]} (targets are already shifted)"
         )
-    wrong = inner[batch.image_index_RT[row, inner + 1] != TEXT]
-    if wrong.size:
-        raise ValueError(
-            f"row {row}, token {wrong[0]}: got a loss weight where an image's feature comes next, "
-            "expected 0 (images are not predicted)"
-        )
 
 
 def _check_images(batch: Batch, row: int, tokens_per_image: int, row_end: bool) -> None:
@@ -176,6 +170,13 @@ def _check_images(batch: Batch, row: int, tokens_per_image: int, row_end: bool) 
                 f"row {row}, image slot {k}: got placeholders in segments "
                 f"{np.unique(segment_T[mine]).tolist()}, expected one segment to own an image"
             )
+    before_image_T = np.append(index_T[1:] != TEXT, False)
+    wrong = np.flatnonzero(before_image_T & (batch.loss_weight_RT[row] > 0))
+    if wrong.size:
+        raise ValueError(
+            f"row {row}, token {wrong[0]}: got a loss weight where an image's feature comes next, "
+            "expected 0 (images are not predicted)"
+        )
 
 
 def _runs(values: np.ndarray) -> str:

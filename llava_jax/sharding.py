@@ -25,36 +25,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llava_jax.models.stack import Placement
 
-FSDP, TENSOR, BATCH = "fsdp", "tensor", "batch"
+FSDP, LAST, TENSOR, BATCH = "fsdp", "last fsdp axis", "tensor", "batch"
 
 # Path pattern (whole path) → what cuts each dim. Stacked leaves have the layer dim in front.
-# Kernels hold the model's width first (models/layers.py), and that is what fsdp cuts; norms and
-# biases are whole everywhere: together they are 0.01 % of the weights.
+# Kernels hold the model's width first (models/layers.py), and that is what fsdp cuts. The vision
+# tower, the projector and LoRA factors are narrow: cut over 256 chips, a shard of the tower would
+# be 4 rows, less than a tile, and the TPU compiler gathers such shards by an all-reduce of zeros;
+# along the last fsdp axis alone they stay whole tiles, at 40 to 300 MB a chip. Norms, biases and
+# positions are whole everywhere: together they are 0.01 % of the weights.
 TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"vision/patch_kernel", (FSDP, None)),
+    (r"vision/patch_kernel", (LAST, None)),
     (r"vision/class_token", (None,)),
-    (r"vision/position", (None, FSDP)),
+    (r"vision/position", (None, None)),
     (r"vision/pre_norm/(scale|bias)", (None,)),
-    (r"vision/layers/(q|k|v|o|fc1|fc2)/kernel", (None, FSDP, TENSOR)),
+    (r"vision/layers/(q|k|v|o|fc1|fc2)/kernel", (None, LAST, TENSOR)),
     (r"vision/layers/(q|k|v|o|fc1|fc2)/bias", (None, None)),
     (r"vision/layers/(attention|mlp)_norm/(scale|bias)", (None, None)),
-    (r"projector/linear_\d+/kernel", (FSDP, TENSOR)),
+    (r"projector/linear_\d+/kernel", (LAST, TENSOR)),
     (r"projector/linear_\d+/bias", (None,)),
-    (r"projector/query", (None, FSDP)),
+    (r"projector/query", (None, None)),
     (r"projector/query_norm/(scale|bias)", (None,)),
-    (r"projector/layers/(fc1|fc2|(self|cross)_(q|k|v|o))/kernel", (None, FSDP, TENSOR)),
+    (r"projector/layers/(fc1|fc2|(self|cross)_(q|k|v|o))/kernel", (None, LAST, TENSOR)),
     (r"projector/layers/(fc1|fc2|(self|cross)_(q|k|v|o))/bias", (None, None)),
     (r"projector/layers/(self|cross|mlp)_norm/(scale|bias)", (None, None)),
     (r"row_end", (None,)),
     (r"language/embed/table", (TENSOR, FSDP)),
     (r"language/embed/added", (None, FSDP)),
     (r"language/decoder/layers/(q|k|v|o|gate|up|down)/kernel", (None, FSDP, TENSOR)),
-    (r"language/decoder/layers/(q|k|v|o|gate|up|down)/lora_[ab]", (None, FSDP, None)),
+    (r"language/decoder/layers/(q|k|v|o|gate|up|down)/lora_[ab]", (None, LAST, None)),
     (r"language/decoder/layers/(attention|mlp)_norm/scale", (None, None)),
     (r"language/decoder/norm/scale", (None,)),
     (r"language/head/kernel", (FSDP, TENSOR)),
@@ -142,7 +145,7 @@ class Layout:
     several fsdp axes one after another instead of all at once (explicit form only).
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     explicit: bool = False
     by_axis: bool = False
 
@@ -201,15 +204,18 @@ class Layout:
         if not self.explicit:
             return fn
 
+        # Pallas kernels want every axis manual; a tensor axis of one device costs nothing.
+        axes = (*self.batch_axes, *([] if self._tensor_is_open else [TENSOR]))
+
         def manual(tree):
-            return jax.tree.map(lambda s: self._only(s.spec, self.batch_axes), tree)
+            return jax.tree.map(lambda s: self._only(s.spec, axes), tree)
 
         return jax.shard_map(
             fn,
             mesh=self.mesh,
             in_specs=manual(in_shardings),
             out_specs=manual(out_shardings),
-            axis_names=set(self.batch_axes),
+            axis_names=set(axes),
             # The hook says where gradients are summed; the checker cannot see into Pallas calls.
             check_vma=False,
         )
@@ -221,8 +227,16 @@ class Layout:
 
     # Details.
 
+    @property
+    def _tensor_is_open(self) -> bool:
+        """In the explicit form, whether the partitioner still has the tensor axis to itself."""
+        return self.mesh.shape[TENSOR] > 1
+
     def _axes(self, cut: str | None) -> tuple[str, ...]:
-        return {None: (), FSDP: self.fsdp_axes, TENSOR: (TENSOR,), BATCH: self.batch_axes}[cut]
+        fsdp = self.fsdp_axes
+        return {None: (), FSDP: fsdp, LAST: fsdp[-1:], TENSOR: (TENSOR,), BATCH: self.batch_axes}[
+            cut
+        ]
 
     def _spec(self, dims: tuple[str | None, ...]) -> P:
         return P(*(self._axes(cut) or None for cut in dims))
@@ -257,7 +271,7 @@ class Layout:
         return jax.tree.map(gather_leaf, leaf_paths(params, path), params)
 
     def _gather_gspmd(self, leaf: jax.Array, dims) -> jax.Array:
-        if FSDP not in dims:
+        if not {FSDP, LAST} & set(dims):
             return leaf
         stored = NamedSharding(self.mesh, self._spec(dims))
         whole = NamedSharding(self.mesh, self._only(stored.spec, (TENSOR,)))
@@ -275,19 +289,22 @@ class Layout:
         return gather(leaf)
 
     def _gather_explicit(self, leaf: jax.Array, dims) -> jax.Array:
-        axes = self.fsdp_axes
-        if FSDP not in dims:
-            return _sum_gradient(leaf, self.batch_axes)
-        leaf = _sum_gradient(leaf, ("data",))
+        cut = next((cut for cut in dims if cut in (FSDP, LAST)), None)
+        axes = self._axes(cut)
+        # The gather's transpose sums over `axes`; over the rest of the batch it is done here.
+        whole_along = [a for a in self.batch_axes if a not in axes and self.mesh.shape[a] > 1]
+        leaf = _sum_gradient(leaf, tuple(whole_along)) if whole_along else leaf
+        if cut is None:
+            return leaf
         for group in [(axis,) for axis in reversed(axes)] if self.by_axis else [axes]:
-            leaf = jax.lax.all_gather(leaf, group, axis=dims.index(FSDP), tiled=True)
+            leaf = jax.lax.all_gather(leaf, group, axis=dims.index(cut), tiled=True)
         return leaf
 
     def _constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         spec = self._spec(tuple(ACTIVATIONS[name] if name else None for name in names))
         if not self.explicit:
             return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
-        if self.mesh.shape[TENSOR] == 1:
+        if not self._tensor_is_open:
             return x
         return jax.lax.with_sharding_constraint(x, self._only(spec, (TENSOR,)))
 
@@ -300,7 +317,7 @@ class Layout:
             return jax.shard_map(
                 fn, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
             )
-        if self.mesh.shape[TENSOR] == 1:
+        if not self._tensor_is_open:
             return fn
         return jax.shard_map(  # inside the program's own shard_map, over what it left open
             fn,

@@ -113,9 +113,11 @@ def empty_cache(config: LlamaConfig, rows: int, slots: int, dtype: str) -> Cache
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
-    """f32, in the same steps as the reference implementation, so that angles agree to the bit."""
+    """f32, in the same steps as the reference implementation, so that they agree to the bit."""
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    inverse = np.float32(1.0) / np.float32(rope.theta) ** exponent
+    # NumPy's f32 power is off by up to 2 in the last place; at position 4000 that is seen.
+    power = (float(rope.theta) ** exponent.astype(np.float64)).astype(np.float32)
+    inverse = np.float32(1.0) / power
     if rope.kind == "linear":
         inverse = inverse / np.float32(rope.factor)
     elif rope.kind == "llama3":

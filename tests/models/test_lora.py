@@ -1,0 +1,82 @@
+"""LoRA: a fresh delta changes nothing, a merged one is the same function, dropout is dropout."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llava_jax.models import lora
+from llava_jax.models.llava import Llava
+from llava_jax.models.lora import LoraConfig
+from llava_jax.models.stack import Compute
+from tests import tiny
+
+CONFIG = tiny.with_language(lora=LoraConfig(rank=3, alpha=6.0, targets=("q", "o", "up", "down")))
+
+
+def factors(params):
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths if "lora" in str(path[-1])}
+
+
+def test_factors_stand_where_they_are_asked_for():
+    params = jax.eval_shape(Llava(CONFIG).init, jax.random.key(0))
+    layers = params["language"]["decoder"]["layers"]
+    assert len(factors(params)) == len(factors(layers)) == 8
+    assert layers["down"]["lora_a"].shape == (2, 128, 3)
+    assert layers["down"]["lora_b"].shape == (2, 64, 3)
+    assert "lora_a" not in layers["v"]
+
+
+def test_a_fresh_delta_changes_nothing():
+    params = jax.jit(Llava(CONFIG).init)(jax.random.key(0))
+    batch = tiny.draw_batch(rows=2)
+    want = Llava(tiny.CONFIG).logits(lora.merge(CONFIG.language.lora, params), batch)
+    np.testing.assert_array_equal(Llava(CONFIG).logits(params, batch), want)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_merging_keeps_the_function(scan):
+    params, batch = tiny.draw_params(CONFIG), tiny.draw_batch(rows=2)
+    merged = lora.merge(CONFIG.language.lora, params)
+    assert not factors(merged)
+    plain = jax.eval_shape(Llava(tiny.CONFIG).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, plain)
+    got = Llava(CONFIG, Compute(scan=scan)).logits(params, batch)
+    want = Llava(tiny.CONFIG, Compute(scan=scan)).logits(merged, batch)
+    without = Llava(tiny.CONFIG).logits(
+        lora.merge(dataclasses.replace(CONFIG.language.lora, alpha=0.0), params), batch
+    )
+    scale = np.abs(want).max()
+    assert np.abs(got - without).max() > 0.01 * scale  # the deltas matter
+    # Measured worst 1.5e-6 of the largest logit: (W + ab)x against Wx + a(bx).
+    np.testing.assert_allclose(got, want, atol=1e-5 * scale)
+
+
+def test_dropout_needs_a_key_differs_by_layer_and_keeps_the_mean():
+    config = tiny.with_language(lora=dataclasses.replace(CONFIG.language.lora, dropout=0.5))
+    model, params = Llava(config), tiny.draw_params(config)
+    batch = tiny.draw_batch(rows=1, images=0)
+    x = model.embed(params, batch.token_RT, jnp.zeros((1, 0, 4, 64)), batch.image_index_RT)
+
+    @jax.jit
+    def decode(key):
+        return model.decode(params, x, batch.position_RT, batch.segment_RT, dropout_key=key)[0]
+
+    with_keys = [decode(jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(with_keys[0], with_keys[1])
+    assert not np.array_equal(with_keys[0], with_keys[2])
+    x_BI, a, b = jnp.ones((2000, 16)), jnp.ones((16, 2)), jnp.ones((4, 2))
+    dropped = lora.delta(config.language.lora, x_BI, a, b, jax.random.key(0), None)
+    plain = lora.delta(config.language.lora, x_BI, a, b, None, None)
+    assert set(np.unique(dropped)) != set(np.unique(plain))
+    np.testing.assert_allclose(np.mean(dropped), np.mean(plain), rtol=0.02)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"unknown LoRA targets \['lm_head'\]: expected names"):
+        LoraConfig(rank=8, targets=("q", "lm_head"))
+    with pytest.raises(ValueError, match=r"dropout 1\.0"):
+        LoraConfig(rank=8, dropout=1.0)
