@@ -6,6 +6,7 @@ The settings are environment variables, so that processes started by a test have
 import os
 import socket
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +15,11 @@ import pytest
 # Before anything imports jax, which reads them once.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# Most programs here run once: compile them quickly rather than well (a third of the time).
+_FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+if version("jax").startswith("0.10."):  # later ones no longer know it, and die of an unknown flag
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS]).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 CHECKOUT = Path(__file__).resolve().parent.parent

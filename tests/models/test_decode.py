@@ -12,9 +12,23 @@ from tests import tiny
 SLOTS = 32
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["scanned", "unrolled"])
-def model(request):
-    return Llava(tiny.CONFIG, Compute(scan=request.param))
+class Jitted:
+    """A model with its functions compiled once for all tests."""
+
+    def __init__(self, scan: bool):
+        model = Llava(tiny.CONFIG, Compute(scan=scan))
+        self.decode, self.embed = jax.jit(model.decode), jax.jit(model.embed)
+        self.encode_images, self.empty_cache = jax.jit(model.encode_images), model.empty_cache
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    return Jitted(scan=True)
+
+
+@pytest.fixture(scope="module")
+def unrolled():
+    return Jitted(scan=False)
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +51,21 @@ def embeddings(model, params, batch):
     return model.embed(params, batch.token_RT, features, batch.image_index_RT)
 
 
-@pytest.mark.parametrize("chunks", [(1,) * 24, (24,), (7, 1, 1, 15), (20, 4)], ids=str)
-def test_chunks_equal_the_whole(model, params, rows, chunks):
+@pytest.mark.parametrize("stack", ["scanned", "unrolled"])
+@pytest.mark.parametrize("chunks", [(1,) * 24, (24,), (7, 1, 1, 15)], ids=str)
+def test_chunks_equal_the_whole(stack, params, rows, chunks, request):
+    model = request.getfixturevalue(stack)
     batch, lengths = rows
     x_RTD = embeddings(model, params, batch)
     want, none = model.decode(params, x_RTD, batch.position_RT, batch.segment_RT)
     assert none is None
 
-    decode = jax.jit(model.decode)
     cache = model.empty_cache(3, SLOTS)
     # A row that has had its tokens sends padding until the longest is done.
     start, got = 0, np.zeros(want.shape, np.float32)
     for size in chunks:
         at = slice(start, start + size)
-        hidden, cache = decode(
+        hidden, cache = model.decode(
             params, x_RTD[:, at], batch.position_RT[:, at], batch.segment_RT[:, at], cache
         )
         got[:, at], start = hidden, start + size
@@ -60,9 +75,9 @@ def test_chunks_equal_the_whole(model, params, rows, chunks):
     np.testing.assert_allclose(got[real], np.asarray(want)[real], atol=1e-5)
 
 
-def test_rows_at_different_lengths_go_on_together(params, rows):
+def test_rows_at_different_lengths_go_on_together(scanned, params, rows):
     """Prefill rows of 17, 24 and 9 tokens at once, then one more token each: as if alone."""
-    model = Llava(tiny.CONFIG)
+    model = scanned
     batch, lengths = rows
     x_RTD = embeddings(model, params, batch)
     cache = model.empty_cache(3, SLOTS)
@@ -81,8 +96,8 @@ def test_rows_at_different_lengths_go_on_together(params, rows):
         np.testing.assert_allclose(got[row, 0], want[0, -1], atol=1e-5)
 
 
-def test_padding_and_what_does_not_fit_never_overwrite_a_slot(params, rows):
-    model = Llava(tiny.CONFIG)
+def test_padding_and_what_does_not_fit_never_overwrite_a_slot(scanned, params, rows):
+    model = scanned
     batch, lengths = rows
     x_RTD = embeddings(model, params, batch)
     _, cache = model.decode(

@@ -1,6 +1,7 @@
 """LoRA: a fresh delta changes nothing, a merged one is the same function, dropout is dropout."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,15 @@ from llava_jax.models.stack import Compute
 from tests import tiny
 
 CONFIG = tiny.with_language(lora=LoraConfig(rank=3, alpha=6.0, targets=("q", "o", "up", "down")))
+
+
+@functools.cache
+def jitted(config, scan):
+    return jax.jit(Llava(config, Compute(scan=scan)).logits)
+
+
+def logits(config, params, batch, scan=True):
+    return jitted(config, scan)(params, batch)
 
 
 def factors(params):
@@ -33,8 +43,8 @@ def test_factors_stand_where_they_are_asked_for():
 def test_a_fresh_delta_changes_nothing():
     params = jax.jit(Llava(CONFIG).init)(jax.random.key(0))
     batch = tiny.draw_batch(rows=2)
-    want = Llava(tiny.CONFIG).logits(lora.merge(CONFIG.language.lora, params), batch)
-    np.testing.assert_array_equal(Llava(CONFIG).logits(params, batch), want)
+    want = logits(tiny.CONFIG, lora.merge(CONFIG.language.lora, params), batch)
+    np.testing.assert_array_equal(logits(CONFIG, params, batch), want)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -44,11 +54,9 @@ def test_merging_keeps_the_function(scan):
     assert not factors(merged)
     plain = jax.eval_shape(Llava(tiny.CONFIG).init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, plain)
-    got = Llava(CONFIG, Compute(scan=scan)).logits(params, batch)
-    want = Llava(tiny.CONFIG, Compute(scan=scan)).logits(merged, batch)
-    without = Llava(tiny.CONFIG).logits(
-        lora.merge(dataclasses.replace(CONFIG.language.lora, alpha=0.0), params), batch
-    )
+    got, want = logits(CONFIG, params, batch, scan), logits(tiny.CONFIG, merged, batch)
+    off = dataclasses.replace(CONFIG.language.lora, alpha=0.0)
+    without = logits(tiny.CONFIG, lora.merge(off, params), batch)
     scale = np.abs(want).max()
     assert np.abs(got - without).max() > 0.01 * scale  # the deltas matter
     # Measured worst 1.5e-6 of the largest logit: (W + ab)x against Wx + a(bx).
