@@ -167,6 +167,17 @@ def test_a_mesh_changes_nothing(mesh, form, single_device):
             assert leaf.addressable_shards[0].data.size * parts == leaf.size, path
 
 
+def pallas_input_shapes(jaxpr):
+    """The shapes that each Pallas call of a program takes."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield [variable.aval.shape for variable in equation.invars]
+        else:
+            for inner in jax.tree.leaves(list(equation.params.values())):
+                if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+                    yield from pallas_input_shapes(inner)
+
+
 @pytest.mark.parametrize("explicit", [False, True])
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_the_splash_kernel_runs_on_shards(tensor, explicit):
@@ -202,6 +213,15 @@ def test_the_splash_kernel_runs_on_shards(tensor, explicit):
     ins = tuple(layout.batch_shardings([*inputs, segment_BT]))
     outs = (layout.replicated, ins[:3])
     got_value, got = jax.jit(layout.program(program, ins, outs))(*inputs, segment_BT)
+    # Interpreted, the kernel could be partitioned, or run whole everywhere; on a TPU it cannot.
+    shard = (1, 2 // tensor, 128, 64)  # rows, heads, tokens, head dim
+    shapes = list(
+        pallas_input_shapes(
+            jax.make_jaxpr(layout.program(program, ins, outs))(*inputs, segment_BT).jaxpr
+        )
+    )
+    assert len(shapes) == 3  # forward, dq, dkv
+    assert all(shard in call for call in shapes), shapes
     np.testing.assert_allclose(got_value, want_value, rtol=1e-5)
     # Measured worst 3e-6: the kernel's blockwise softmax.
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=2e-5), got, want)

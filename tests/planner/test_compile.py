@@ -1,5 +1,6 @@
 """The real TPU compiler takes the whole 7B, forward and backward, and gathers by gathers."""
 
+import itertools
 import os
 import re
 
@@ -58,8 +59,10 @@ def libtpu():
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-@pytest.mark.parametrize("form", ["gspmd", "explicit", "by axis"])
-@pytest.mark.parametrize("slice_name", HBM_GIB)
+@pytest.mark.parametrize(
+    ("slice_name", "form"),
+    [*itertools.product(HBM_GIB, ("gspmd", "explicit")), ("v5e-256", "by axis")],
+)
 def test_7b_compiles_and_gathers(slice_name, form):
     compiled = compile_forward_and_backward(slice_name, form)
     text = compiled.as_text()
