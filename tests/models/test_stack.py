@@ -41,7 +41,7 @@ def reference() -> tuple[Any, Any]:
 @pytest.mark.parametrize("remat", stack.REMAT_POLICIES)
 def test_policies_change_nothing(reference, remat: str, scan: bool):
     logits, gradients = logits_and_gradients(Compute(remat=remat, scan=scan))
-    # Measured worst, of logits and gradients, 1.1e-6: XLA fuses each program in its own way.
+    # Measured worst, of logits and gradients, 7.4e-7: XLA fuses each program in its own way.
     assert torch_weights.apart(logits, reference[0]) < 5e-6
     for (path, ours), expected in zip(
         jax.tree.leaves_with_path(gradients), jax.tree.leaves(reference[1]), strict=True
