@@ -185,8 +185,8 @@ def test_the_splash_kernel_runs_on_shards(tensor, explicit):
     mesh = make_mesh(MeshShape(fsdp=(2,), tensor=tensor), jax.devices()[: 2 * tensor])
     layout = Layout(mesh, explicit)
     keys = jax.random.split(jax.random.key(0), 3)
-    inputs = [jax.random.normal(key, (2, 128, 2, 64)) for key in keys]
-    segment_BT = jnp.asarray([[1] * 50 + [2] * 70 + [0] * 8, [1] * 128])
+    inputs = [jax.random.normal(key, (4, 128, 4, 64)) for key in keys]
+    segment_BT = jnp.asarray([[1] * 50 + [2] * 70 + [0] * 8, [1] * 128] * 2)
 
     def value_and_gradients(backend, placement):
         def value(q, k, v, segment_BT):
@@ -214,7 +214,7 @@ def test_the_splash_kernel_runs_on_shards(tensor, explicit):
     outs = (layout.replicated, ins[:3])
     got_value, got = jax.jit(layout.program(program, ins, outs))(*inputs, segment_BT)
     # Interpreted, the kernel could be partitioned, or run whole everywhere; on a TPU it cannot.
-    shard = (1, 2 // tensor, 128, 64)  # rows, heads, tokens, head dim
+    shard = (2, 4 // tensor, 128, 64)  # rows, heads, tokens, head dim
     shapes = list(
         pallas_input_shapes(
             jax.make_jaxpr(layout.program(program, ins, outs))(*inputs, segment_BT).jaxpr
