@@ -137,8 +137,8 @@ def test_a_mesh_changes_nothing(mesh, form, single_device):
     layout = Layout(make_mesh(shape), explicit=form != "gspmd", by_axis=form == "by axis")
     logits, loss, gradients = logits_loss_and_gradients(layout, params, batch)
 
-    # Measured worst 1.5e-6 of the largest logit, 1e-6 of the largest gradient: sums over
-    # features and over rows run in another order.
+    # Measured worst 9e-7 of the largest logit and of the largest gradient, 2.4e-7 of the loss:
+    # sums over features and over rows run in another order.
     np.testing.assert_allclose(logits, want_logits, atol=5e-6 * np.abs(want_logits).max())
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(want_gradients))
@@ -223,8 +223,9 @@ def test_the_splash_kernel_runs_on_shards(tensor, explicit):
     assert len(shapes) == 3  # forward, dq, dkv
     assert all(shard in call for call in shapes), shapes
     np.testing.assert_allclose(got_value, want_value, rtol=1e-5)
-    # Measured worst 3e-6: the kernel's blockwise softmax.
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, atol=2e-5), got, want)
+    # Measured worst 1.6e-6 of the largest gradient: the kernel's blockwise softmax.
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, atol=1e-5 * np.abs(w).max())
 
 
 def test_a_tree_is_born_in_shards():

@@ -46,7 +46,7 @@ def test_xla_is_the_definition(causal):
     segment_BT = np.stack([packed(24, 9, 20), packed(24, 24)])
     got = attention(q, k, v, jnp.asarray(segment_BT), causal=causal)
     want = by_hand(q, k, v, segment_BT, causal)
-    # Measured worst 4e-7: one f32 rounding of sums of a few terms.
+    # Measured worst 3.6e-7: one f32 rounding of sums of a few terms.
     np.testing.assert_allclose(got, want, atol=2e-6)
 
 
@@ -74,7 +74,7 @@ def test_splash_equals_xla_forward_and_backward(T, N, K, H, causal, bounds):
         )
 
     (gradients, out), (want_gradients, want) = run("splash_interpret"), run("xla")
-    # Measured worst 2e-6 forward, 1.2e-5 backward: blockwise softmax sums in another order.
+    # Measured worst 2.1e-6 forward, 5.2e-6 backward: blockwise softmax sums in another order.
     np.testing.assert_allclose(out, want, atol=1e-5)
     for got, expected in zip(gradients, want_gradients, strict=True):
         np.testing.assert_allclose(got, expected, atol=5e-5)
@@ -118,7 +118,8 @@ def test_no_token_feels_a_later_one(backend):
     q, k, v, _ = draw(T)
 
     def outputs_until_t(k, v):
-        return jnp.sum(attention(q, k, v, causal=True, backend=backend, block=128)[:, : t + 1] ** 2)
+        out = attention(q, k, v, causal=True, backend=backend, block=128)
+        return jnp.sum(jnp.square(out[:, : t + 1]))
 
     for gradient in jax.jit(jax.grad(outputs_until_t, (0, 1)))(k, v):
         assert not np.any(gradient[:, t + 1 :])
@@ -129,10 +130,11 @@ def test_cached_attention_sees_its_row_up_to_its_slot():
     q, k, v, _ = draw(12, N=4, K=2, H=16)
     want = attention(q, k, v, causal=True)
     stale = jnp.full((2, 4, 2, 16), 1e4)  # what an earlier request left behind
-    slots = [jnp.concatenate([x, stale], axis=1) for x in (k, v)]
+    k, v = jnp.concatenate([k, stale], axis=1), jnp.concatenate([v, stale], axis=1)
     slot_BT = jnp.asarray([[3, 4], [10, 11]])
     chunk = jnp.stack([q[0, 3:5], q[1, 10:12]])
-    got = cached_attention(chunk, *slots, slot_BT)
+    got = cached_attention(chunk, k, v, slot_BT)
+    # Measured worst 2.4e-7: a softmax over more slots.
     np.testing.assert_allclose(got, jnp.stack([want[0, 3:5], want[1, 10:12]]), atol=1e-6)
 
 

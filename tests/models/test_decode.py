@@ -71,7 +71,7 @@ def test_chunks_equal_the_whole(stack, params, rows, chunks, request):
         got[:, at], start = hidden, start + size
     np.testing.assert_array_equal(cache.length_B, lengths)
     real = batch.segment_RT > 0
-    # Measured worst 2e-6: sums over 32 slots instead of 26 tokens.
+    # Measured worst 2.4e-6 (values up to 3): sums over 32 slots instead of 26 tokens.
     np.testing.assert_allclose(got[real], np.asarray(want)[real], atol=1e-5)
 
 
@@ -93,6 +93,7 @@ def test_rows_at_different_lengths_go_on_together(scanned, params, rows):
         alone = jnp.concatenate([x_RTD[row, :length], step[row]])[None]
         position = jnp.arange(length + 1)[None]
         want, _ = model.decode(params, alone, position, jnp.ones_like(position))
+        # Measured worst 1.5e-6, for the same reason.
         np.testing.assert_allclose(got[row, 0], want[0, -1], atol=1e-5)
 
 
