@@ -98,6 +98,19 @@ def state_of(model: Any) -> State:
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
+def gradients_of(model: Any) -> State:
+    """By the names of the state, so that they map onto our tree as the weights do; zero where a
+    parameter took no part. A tied head's gradient is in the embedding's."""
+    gradients = {
+        name: np.zeros_like(parameter.detach().numpy())
+        if parameter.grad is None
+        else parameter.grad.numpy()
+        for name, parameter in model.named_parameters()
+    }
+    gradients.setdefault("lm_head.weight", gradients["model.language_model.embed_tokens.weight"])
+    return gradients
+
+
 def inside(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
