@@ -32,7 +32,7 @@ test-slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 test-tpu-compile: $(VENV)/.installed-tpu  ## compile for real TPU topologies (no TPU needed)
-	$(TPU_COMPILER_ENV) $(BIN)/python -m pytest -m tpu_compile -n 0
+	$(TPU_COMPILER_ENV) $(BIN)/python -m pytest -m tpu_compile -n 0 -rP --durations=0
 
 checks: $(VENV)/.installed  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check $(SOURCES)
