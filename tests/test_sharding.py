@@ -167,6 +167,64 @@ def test_a_mesh_changes_nothing(mesh, form, single_device):
             assert leaf.addressable_shards[0].data.size * parts == leaf.size, path
 
 
+@pytest.mark.parametrize("form", ["gspmd", "explicit"])
+def test_a_mesh_changes_nothing_of_the_rarer_parts(form, rarer_parts):
+    """A resampler, the learned row end, tied and added ids, LoRA with dropout."""
+    config, params, batch, keys, want = rarer_parts
+    layout = Layout(make_mesh(MeshShape(fsdp=(2, 2), tensor=2)), explicit=form == "explicit")
+    got = hidden_and_gradients(layout, config, params, batch, keys)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(want))
+    for path, g, w in zip(
+        jax.tree.leaves(sharding.leaf_paths(want)),
+        jax.tree.leaves(got),
+        jax.tree.leaves(want),
+        strict=True,
+    ):
+        np.testing.assert_allclose(g, w, atol=5e-6 * largest, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def rarer_parts():
+    resampler = ResamplerConfig(4, 32, 64, num_layers=2, num_heads=4)
+    config = dataclasses.replace(
+        tiny.with_language(tie_embeddings=True, lora=LoraConfig(rank=8, dropout=0.3)),
+        projector=ProjectorConfig("resampler", 32, 64, resampler),
+        row_end=True,
+    )
+    params, batch = tiny.draw_params(config), tiny.draw_batch(config)
+    text = np.argwhere((batch.image_index_RT == -1) & (batch.segment_RT > 0))
+    batch.image_index_RT[tuple(text[::7].T)] = -2
+    keys = jax.random.split(jax.random.key(3), batch.token_RT.shape[0])
+    one = Layout(make_mesh(MeshShape(), jax.devices()[:1]))
+    return config, params, batch, keys, hidden_and_gradients(one, config, params, batch, keys)
+
+
+def hidden_and_gradients(layout, config, params, batch, keys):
+    model = Llava(config, placement=layout.placement("float32"))
+    shardings, rows = layout.param_shardings(params), layout.batch_shardings((batch, keys))
+
+    def program(params, batch_and_keys):
+        batch, keys = batch_and_keys
+
+        def loss(params):
+            features = model.encode_images(params, batch.pixel_RKHW3)
+            x_RTD = model.embed(params, batch.token_RT, features, batch.image_index_RT)
+            x_RTD, _ = model.decode(
+                params, x_RTD, batch.position_RT, batch.segment_RT, dropout_key_R=keys
+            )
+            log_p = jax.nn.log_softmax(model.head(params, x_RTD))
+            ce_RT = -jnp.take_along_axis(log_p, batch.target_RT[..., None], axis=-1)[..., 0]
+            return jnp.sum(ce_RT * batch.loss_weight_RT), x_RTD
+
+        gradients, x_RTD = jax.grad(loss, has_aux=True)(params)
+        return x_RTD, gradients
+
+    ins, outs = (shardings, rows), (rows[0].token_RT, shardings)
+    run = jax.jit(layout.program(program, ins, outs), in_shardings=ins, out_shardings=outs)
+    hidden, gradients = run(jax.device_put(params, shardings), jax.device_put((batch, keys), rows))
+    return {"hidden": hidden, "gradients": gradients}
+
+
 def pallas_input_shapes(jaxpr):
     """The shapes that each Pallas call of a program takes."""
     for equation in jaxpr.eqns:

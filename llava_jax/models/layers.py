@@ -4,7 +4,7 @@ One layout rule for all kernels: the model's width comes first, whichever way da
 them. So `q`, `gate`, `fc1` are stored [input, output] and `o`, `down`, `fc2` [output, input];
 the first dim is the one FSDP shards, and every shard is made of whole rows (see sharding.py).
 
-Dims: I input features, O output features, D width of a norm, R LoRA rank.
+Dims: B rows, I input features, O output features, D width of a norm, R LoRA rank.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class Dense(nn.Module):
     lora: lora_lib.LoraConfig = lora_lib.LoraConfig()
 
     @nn.compact
-    def __call__(self, x, dropout_key=None):
+    def __call__(self, x, dropout_key_B=None):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape[::-1] if self.output_first else shape)
         precision = matmul_precision(self.dtype)
@@ -62,7 +62,7 @@ class Dense(nn.Module):
             # a is drawn and b is zero, so a fresh delta changes nothing.
             a_IR = self.param("lora_a", nn.initializers.he_uniform(), (shape[0], rank))
             b_OR = self.param("lora_b", nn.initializers.zeros, (shape[1], rank))
-            y = y + lora_lib.delta(self.lora, x, a_IR, b_OR, dropout_key, precision)
+            y = y + lora_lib.delta(self.lora, x, a_IR, b_OR, dropout_key_B, precision)
         if self.use_bias:
             bias_O = self.param("bias", nn.initializers.zeros, (self.features,))
             y = y + jnp.expand_dims(bias_O.astype(self.dtype), range(x.ndim - 1))

@@ -172,9 +172,9 @@ class LlamaBlock(nn.Module):
     def __call__(self, carry, layer_input, cos_BTH, sin_BTH, segment_BT):
         c, compute, placement = self.config, self.compute, self.placement
         x_BTD, cache = carry
-        layer, dropout_key = layer_input
+        layer, dropout_key_B = layer_input
         rows, tokens = x_BTD.shape[:2]
-        keys = iter(jax.random.split(dropout_key, 7) if dropout_key is not None else [None] * 7)
+        keys = iter([None] * 7 if dropout_key_B is None else _split(dropout_key_B, 7))
 
         def dense(name, features, x, output_first=False):
             module = Dense(
@@ -239,6 +239,11 @@ def _write(cache: Cache, layer, k_BTKH, v_BTKH, segment_BT):
     return cache._replace(k_LBSKH=k_LBSKH, v_LBSKH=v_LBSKH), slot_BT
 
 
+def _split(key_B, count: int):
+    """[count, B]: that many independent keys for each row."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(key_B)
+
+
 class Embedding(nn.Module):
     """token_BT → [B, T, D]. `table` is [V, D]; its rows from vocab_size on are padding."""
 
@@ -269,7 +274,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD, position_BT, segment_BT, cache: Cache | None = None, dropout_key=None
+        self, x_BTD, position_BT, segment_BT, cache: Cache | None = None, dropout_key_B=None
     ):
         """→ (hidden states [B, T, D], cache). With a cache, segment 0 marks a chunk's padding."""
         c = self.config
@@ -281,12 +286,12 @@ class Decoder(nn.Module):
         layers_L = stack.params_of(
             self, block, c.num_layers, (x_BTD[:1], None), (0, None), *example
         )
-        keys_L = None if dropout_key is None else jax.random.split(dropout_key, c.num_layers)
+        keys_LB = None if dropout_key_B is None else _split(dropout_key_B, c.num_layers)
         x_BTD, cache = stack.run(
             block,
             layers_L,
             (x_BTD, cache),
-            (stack.layer_numbers(c.num_layers), keys_L),
+            (stack.layer_numbers(c.num_layers), keys_LB),
             *constants,
             path=f"{self.tree_path}/layers",
             compute=self.compute,

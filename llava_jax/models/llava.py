@@ -153,11 +153,14 @@ class Llava:
         position_RT,
         segment_RT,
         cache: Cache | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout_key_R: jax.Array | None = None,
     ):
-        """→ (hidden states [R, T, D], cache). Positions restart in each segment."""
+        """→ (hidden states [R, T, D], cache). Positions restart in each segment.
+
+        dropout_key_R: a key for each row, for LoRA's dropout; None: no dropout.
+        """
         decoder = self._gather_outer(params["language"]["decoder"], "language/decoder")
-        return _apply(self._decoder, decoder, x_RTD, position_RT, segment_RT, cache, dropout_key)
+        return _apply(self._decoder, decoder, x_RTD, position_RT, segment_RT, cache, dropout_key_R)
 
     def head(self, params: Params, x):
         """Hidden states [..., D] → f32 logits [..., V]; only the first num_ids columns count."""

@@ -3,7 +3,7 @@
 Every `Dense` of the language model asks this module for its delta, so that scanning, sharding and
 freezing know the two factors from the start; rank 0 means they do not exist.
 
-Dims: I input features, O output features, R rank, L layers.
+Dims: B rows, I input features, O output features, R rank.
 """
 
 import dataclasses
@@ -44,10 +44,18 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def delta(config: LoraConfig, x, a_IR, b_OR, dropout_key, precision):
-    """The delta's output for input x[..., I]: scale · (x a) bᵀ."""
-    if dropout_key is not None and config.dropout > 0.0:
-        keep = jax.random.bernoulli(dropout_key, 1.0 - config.dropout, x.shape)
+def delta(config: LoraConfig, x, a_IR, b_OR, dropout_key_B, precision):
+    """The delta's output for input x[..., I]: scale · (x a) bᵀ.
+
+    dropout_key_B: a key for each row of x, so that what is dropped depends on no layout; None: no
+    dropout.
+    """
+    if dropout_key_B is not None and config.dropout > 0.0:
+
+        def draw(key):
+            return jax.random.bernoulli(key, 1.0 - config.dropout, x.shape[1:])
+
+        keep = jax.vmap(draw)(dropout_key_B)
         x = jnp.where(keep, x / (1.0 - config.dropout), jnp.zeros((), x.dtype))
     low = jnp.einsum("...I,IR->...R", x, a_IR.astype(x.dtype), precision=precision)
     return config.scale * jnp.einsum(

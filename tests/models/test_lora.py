@@ -71,14 +71,18 @@ def test_dropout_needs_a_key_differs_by_layer_and_keeps_the_mean():
 
     @jax.jit
     def decode(key):
-        return model.decode(params, x, batch.position_RT, batch.segment_RT, dropout_key=key)[0]
+        return model.decode(
+            params, x, batch.position_RT, batch.segment_RT, dropout_key_R=key[None]
+        )[0]
 
     with_keys = [decode(jax.random.key(i)) for i in (0, 0, 1)]
     np.testing.assert_array_equal(with_keys[0], with_keys[1])
     assert not np.array_equal(with_keys[0], with_keys[2])
     x_BI, a, b = jnp.ones((2000, 16)), jnp.ones((16, 2)), jnp.ones((4, 2))
-    dropped = lora.delta(config.language.lora, x_BI, a, b, jax.random.key(0), None)
-    plain = lora.delta(config.language.lora, x_BI, a, b, None, None)
+    dropped = lora.delta(
+        config.language.lora, x_BI[None], a, b, jax.random.split(jax.random.key(0), 1), None
+    )
+    plain = lora.delta(config.language.lora, x_BI[None], a, b, None, None)
     assert set(np.unique(dropped)) != set(np.unique(plain))
     np.testing.assert_allclose(np.mean(dropped), np.mean(plain), rtol=0.02)
 
