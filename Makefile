@@ -4,11 +4,9 @@ PYTEST_ARGS ?= -n 2
 
 BIN := $(VENV)/bin
 SOURCES := $(wildcard setup.py llava_jax launch configs tests benchmarks)
-TPU_COMPILER_ENV := TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \
-	JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-slow test-tpu-compile checks format clean
+.PHONY: help test test-tpu-compile checks format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,14 +23,11 @@ $(VENV)/.installed-tpu: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[tpu]'
 	touch $@
 
-test: $(VENV)/.installed  ## every test that is neither slow nor needs the TPU compiler
+test: $(VENV)/.installed  ## every test that does not need the TPU compiler
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
-
 test-tpu-compile: $(VENV)/.installed-tpu  ## compile for real TPU topologies (no TPU needed)
-	$(TPU_COMPILER_ENV) $(BIN)/python -m pytest -m tpu_compile -n 0 -rP --durations=0
+	$(BIN)/python -m pytest -m tpu_compile -n 0 -rP --durations=0
 
 checks: $(VENV)/.installed  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check $(SOURCES)

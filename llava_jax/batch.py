@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     position_RT      int32    rotary position, counted from 0 in each segment
     source_RT        int32    which data source a token came from, for the loss per source
     loss_weight_RT   float32  0 = not supervised
-    pixel_RKHW3      uint8    image slots, normalised on the device; unused slots are zeros
+    pixel_RKHW3      uint8    image slots, normalised on the device; unused slots: anything
     image_index_RT   int32    −1 text, −2 learned row end, else slot · P + feature of this row
     """
 
@@ -77,6 +77,8 @@ def _check_ids(batch: Batch, vocab_size: int) -> None:
         raise ValueError(
             f"row {row}, token {t}: got loss weight {weight[row, t]}, expected a finite one ≥ 0"
         )
+    if (batch.source_RT < 0).any():
+        raise ValueError(f"got source {batch.source_RT.min()}, expected numbers from 0")
     for name, ids, read in (
         ("token", batch.token_RT, np.ones_like(weight, bool)),
         ("target", batch.target_RT, weight > 0),
@@ -149,7 +151,7 @@ def _check_images(batch: Batch, row: int, tokens_per_image: int, row_end: bool) 
             f"0 to {features - 1} ({batch.pixel_RKHW3.shape[1]} slots of {tokens_per_image})"
         )
     at = np.flatnonzero(index_T >= 0)
-    if (segment_T[at] == PADDING).any():
+    if (segment_T[index_T != TEXT] == PADDING).any():
         raise ValueError(f"row {row}: got an image in padding, expected text there")
     slot = index_T[at] // tokens_per_image
     tiles_lose_features = (index_T == ROW_END).any()  # anyres cuts tiles' padding away
@@ -164,6 +166,10 @@ def _check_images(batch: Batch, row: int, tokens_per_image: int, row_end: bool) 
             raise ValueError(
                 f"row {row}, image slot {k}: got its features out of order or twice, expected "
                 "each once, in rising order"
+            )
+        if (index_T[mine[0] : mine[-1]] == TEXT).any():
+            raise ValueError(
+                f"row {row}, image slot {k}: got text between its features, expected none"
             )
         if np.unique(segment_T[mine]).size != 1:
             raise ValueError(

@@ -29,7 +29,9 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
 @contextlib.contextmanager
 def new_file(dst: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write; it appears at `dst` when the block ends without an error."""
-    dst = path(dst)
+    dst = _real(dst)
+    if dst.is_dir():
+        raise ValueError(f"got {dst}, a folder; expected the name of a file")
     temporary = _beside(dst)
     with _naming(dst, temporary):
         dst.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def fresh_folder(dst: str | os.PathLike[str]) -> Iterator[epath.Path]:
     One process fills it. A destination that already holds something is refused at once, before
     the work of an hour is done for nothing.
     """
-    dst = path(dst)
+    dst = _real(dst)
     if dst.exists():
         if not dst.is_dir():
             raise ValueError(f"got {dst}, a file; expected the name of a new folder")
@@ -94,6 +96,12 @@ def fresh_folder(dst: str | os.PathLike[str]) -> Iterator[epath.Path]:
             with contextlib.suppress(OSError):
                 temporary.rmtree(missing_ok=True)
             raise
+
+
+def _real(name: str | os.PathLike[str]) -> epath.Path:
+    """Where a local name leads: what links point to is written, and the link stays."""
+    name = path(name)
+    return name if _is_remote(name) else path(os.path.realpath(name))
 
 
 def _is_remote(name: epath.Path) -> bool:

@@ -28,6 +28,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llava_jax.models.llama import Cache
 from llava_jax.models.stack import Placement
 
 FSDP, LAST, TENSOR, BATCH = "fsdp", "last fsdp axis", "tensor", "batch"
@@ -95,6 +96,8 @@ class MeshShape:
     tensor: int = 1
 
     def __post_init__(self):
+        if not isinstance(self.fsdp, tuple):
+            raise ValueError(f"got fsdp={self.fsdp}: expected a tuple, as in fsdp=(8,)")
         if not 1 <= len(self.fsdp) <= 3 or min(self.data, self.tensor, *self.fsdp) < 1:
             raise ValueError(
                 f"got mesh data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: expected "
@@ -184,6 +187,13 @@ class Layout:
 
         return jax.tree.map(sharding, batch)
 
+    def cache_shardings(self, cache: Cache) -> Cache:
+        """Rows cut as a batch's, key heads over tensor. cache: arrays or shapes."""
+        by_head = (None, BATCH, None, TENSOR, None)
+        self._check_divides("the cache", cache.k_LBSKH.shape, by_head)
+        slots = NamedSharding(self.mesh, self._spec(by_head))
+        return Cache(slots, slots, NamedSharding(self.mesh, self._spec((BATCH,))))  # pyright: ignore
+
     @property
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, P())
@@ -196,6 +206,7 @@ class Layout:
             gather=lambda params, path: self._gather(params, path, jnp.dtype(dtype)),
             constrain=self._constrain,
             per_shard=self._per_shard,
+            dtype=dtype,
         )
 
     def program(self, fn: Callable, in_shardings: Any, out_shardings: Any) -> Callable:
@@ -301,7 +312,10 @@ class Layout:
         return leaf
 
     def _constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        spec = self._spec(tuple(ACTIVATIONS[name] if name else None for name in names))
+        dims = tuple(ACTIVATIONS[name] if name else None for name in names)
+        # Rows may be padded to the mesh; heads cut unevenly would be shuffled in every layer.
+        self._check_divides("an activation", x.shape, [d if d == TENSOR else None for d in dims])
+        spec = self._spec(dims)
         if not self.explicit:
             return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
         if not self._tensor_is_open:

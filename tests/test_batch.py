@@ -126,6 +126,11 @@ def change(name, at, value):
             "image slot 0: got",
         ),
         (change("image_index_RT", (0, 13), 0), "got an image in padding"),
+        (change("source_RT", (0, 3), -1), "got source -1, expected numbers from 0"),
+        (
+            lambda b: change("image_index_RT", (0, slice(1, 5)), [TEXT, 1, 2, 3])(b),
+            "image slot 0: got text between its features",
+        ),
     ],
 )
 def test_each_broken_promise_is_named(breaks, message):
@@ -140,6 +145,8 @@ def test_tiles_may_lose_features_where_row_ends_are_learned():
     validate(batch._replace(loss_weight_RT=0 * batch.loss_weight_RT), row_end=True, **MODEL)
     with pytest.raises(ValueError, match="got image_index -2"):
         validate(batch, **MODEL)
+    with pytest.raises(ValueError, match="got an image in padding"):
+        validate(change("image_index_RT", (0, 14), ROW_END)(batch), row_end=True, **MODEL)
 
 
 def test_a_fake_batch_says_when_its_images_do_not_fit():

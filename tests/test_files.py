@@ -176,3 +176,16 @@ def test_fresh_folder_does_not_overwrite_what_came_meanwhile(tmp_path):
             files.write_text(tmp_path / "model" / "b", "theirs")
     assert os.listdir(tmp_path) == ["model"]
     assert os.listdir(tmp_path / "model") == ["b"]
+
+
+def test_a_link_is_written_through_and_a_folder_is_no_file(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "later")
+    for name, where in (("link", "real"), ("dangling", "later")):
+        with files.fresh_folder(tmp_path / name) as folder:
+            (folder / "held").write_text("x")
+        assert (tmp_path / where / "held").read_text() == "x"
+        assert (tmp_path / name).is_symlink()
+    with pytest.raises(ValueError, match="real, a folder; expected the name of a file"):
+        files.write_text(tmp_path / "real", "x")

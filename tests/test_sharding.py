@@ -320,6 +320,8 @@ def test_refusals():
         sharding.row_of("language/decoder/bias")
     with pytest.raises(ValueError, match=r"got 8 devices for a mesh of 1×3×1 .*expected 3"):
         make_mesh(MeshShape(fsdp=(3,)))
+    with pytest.raises(ValueError, match=r"got fsdp=8: expected a tuple, as in fsdp=\(8,\)"):
+        MeshShape(fsdp=8)  # pyright: ignore
     with pytest.raises(ValueError, match=r"fsdp=\(2, 2, 2, 2\).* one to three fsdp axes"):
         MeshShape(fsdp=(2, 2, 2, 2))
     layout = without_devices(MeshShape(fsdp=(7,)))
@@ -329,6 +331,15 @@ def test_refusals():
         layout.batch_shardings(tiny.draw_batch())
     with pytest.raises(ValueError, match="expects 2 dims"):
         layout.param_shardings({"language": {"embed": {"table": jnp.zeros(7)}}})
+
+
+def test_more_tensor_devices_than_key_heads_are_refused():
+    layout = Layout(make_mesh(MeshShape(fsdp=(2,), tensor=4)))
+    model = Llava(tiny.CONFIG, placement=layout.placement("float32"))
+    with pytest.raises(ValueError, match=r"cannot be cut 4 ways \(tensor\) along a dim of 2"):
+        jax.eval_shape(model.logits, tiny.draw_params(), tiny.draw_batch())
+    with pytest.raises(ValueError, match=r"the cache .*cannot be cut 4 ways"):
+        layout.cache_shardings(model.empty_cache(2, 8))
 
 
 def test_two_rows_for_one_leaf_are_an_error(monkeypatch):

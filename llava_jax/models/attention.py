@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from llava_jax.models import layers
-from llava_jax.models.stack import Placement, keep
+from llava_jax.models.stack import ATTENTION_BACKENDS, Placement, keep
 
-BACKENDS = ("xla", "splash", "splash_interpret", "cudnn")
 LANES = 128  # splash tiles are multiples of it, and cuDNN's backward pass is safe at them
+NAME = "attention"  # what the result goes by in a remat policy (stack.py)
 PADDING = -1  # segment of the tokens added here to fill a tile; no caller's segment is negative
 
 # Finite, so that a row with no visible key gives a mean instead of NaN; so far below any logit
@@ -41,13 +41,11 @@ def attention(
     backend: str = "xla",
     block: int = 512,
     placement: Placement = Placement(),
-    name: str = "attention",
 ):
     """softmax(q kᵀ / √H) v over the visible keys → [B, T, N, H].
 
     segment_BT: int32, ≥ 0; a token sees only tokens of its own segment. None: one segment a row.
-    causal: a token sees no later token. block: the largest splash tile. name: what the result
-    goes by in a remat policy.
+    causal: a token sees no later token. block: the largest splash tile.
     """
     T, S, N, K = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2], k_BSKH.shape[2]
     if N % K:
@@ -59,15 +57,13 @@ def attention(
         )
     if backend == "xla":
         mask_BTS = _mask(T, segment_BT, causal)
-        return keep(_xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS), name)
+        return keep(_xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS), NAME)
     if backend in ("splash", "splash_interpret"):
         interpret = backend == "splash_interpret"
-        return _splash(
-            q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placement, name
-        )
+        return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placement)
     if backend == "cudnn":
-        return keep(_cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal), name)
-    raise ValueError(f"unknown attention backend {backend!r}: expected one of {BACKENDS}")
+        return keep(_cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal), NAME)
+    raise ValueError(f"unknown attention backend {backend!r}: expected one of {ATTENTION_BACKENDS}")
 
 
 def cached_attention(q_BTNH, k_BSKH, v_BSKH, slot_BT):
@@ -120,7 +116,7 @@ def _pad_tokens(x, length: int, value=0):
     return jnp.pad(x, widths, constant_values=value)
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placement, name):
+def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placement):
     # Imported here: Pallas' TPU half is slow to import, and no other backend wants it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -148,7 +144,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placem
             q_seq_shards=1,
             # Both the output and its log-sum-exp go by this name: a policy that keeps it spares
             # the backward pass a second forward call of the kernel.
-            residual_checkpoint_name=name,
+            residual_checkpoint_name=NAME,
             interpret=interpret,
         )
         # The kernel does not scale; splash wants heads before tokens.

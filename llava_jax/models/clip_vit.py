@@ -132,7 +132,6 @@ class ClipVit(nn.Module):
     config: ClipConfig
     compute: Compute = Compute()
     placement: Placement = Placement()
-    tree_path: str = "vision"
 
     @nn.compact
     def __call__(self, pixel_IHW3):
@@ -147,7 +146,7 @@ class ClipVit(nn.Module):
                     block,
                     stack.layers(layers_L, done, stop),
                     x_IQD,
-                    path=f"{self.tree_path}/layers",
+                    path="vision/layers",
                     compute=self.compute,
                     placement=self.placement,
                 )

@@ -1,4 +1,7 @@
-"""LLaMA: token embedding, decoder, head. Any Hugging Face `LlamaConfig` without biases.
+"""LLaMA: token embedding, decoder, head.
+
+Any Hugging Face `LlamaConfig` without biases whose rotary scaling is none, linear or llama3;
+others are refused by name.
 
 Token ids are the tokenizer's own, everywhere. In memory the vocabulary is padded to a multiple of
 128 rows so that it shards and tiles; padded columns of the logits are masked. Rows added to the
@@ -10,6 +13,7 @@ heads, H head dim, F MLP width, L layers, S cache slots.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -51,8 +55,7 @@ class LlamaConfig:
     """Shape of the language model.
 
     vocab_size: ids of the original vocabulary; added_vocab: ids behind it, held apart.
-    head_dim: None = hidden_size / num_heads. max_position: what it was trained for; not enforced
-    here, rotary angles exist for any position.
+    head_dim: None = hidden_size / num_heads.
     """
 
     vocab_size: int
@@ -65,14 +68,13 @@ class LlamaConfig:
     added_vocab: int = 0
     rms_norm_eps: float = 1e-5
     rope: RopeConfig = RopeConfig()
-    max_position: int = 4096
     hidden_act: str = "silu"
     tie_embeddings: bool = False
     lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
         check_activation(self.hidden_act)
-        if self.num_heads % self.num_kv_heads:
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"got {self.num_heads} query heads for {self.num_kv_heads} key heads: "
                 "expected a multiple"
@@ -229,11 +231,14 @@ def _write(cache: Cache, layer, k_BTKH, v_BTKH, segment_BT):
     chunk_T = jnp.arange(k_BTKH.shape[1], dtype=jnp.int32)
     slot_BT = cache.length_B[:, None] + chunk_T[None]
     target_BT = jnp.where(segment_BT > 0, slot_BT, slots)
-    row_B1 = jnp.arange(k_BTKH.shape[0])[:, None]
+
+    # Row by row: an indexed row dim would make the partitioner bring all rows to every device.
+    @functools.partial(jax.vmap, in_axes=(1, 0, 0), out_axes=1)
+    def put_row(x_LSKH, new_TKH, target_T):
+        return x_LSKH.at[layer, target_T].set(new_TKH.astype(x_LSKH.dtype), mode="drop")
 
     def put(x_LBSKH, new_BTKH):
-        new_BTKH = new_BTKH.astype(x_LBSKH.dtype)
-        return x_LBSKH.at[layer, row_B1, target_BT].set(new_BTKH, mode="drop")
+        return put_row(x_LBSKH, new_BTKH, target_BT)
 
     k_LBSKH, v_LBSKH = put(cache.k_LBSKH, k_BTKH), put(cache.v_LBSKH, v_BTKH)
     return cache._replace(k_LBSKH=k_LBSKH, v_LBSKH=v_LBSKH), slot_BT
@@ -242,6 +247,27 @@ def _write(cache: Cache, layer, k_BTKH, v_BTKH, segment_BT):
 def _split(key_B, count: int):
     """[count, B]: that many independent keys for each row."""
     return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(key_B)
+
+
+@jax.custom_vjp
+def _look_up(table_VD, token_BT):
+    """table_VD[token_BT], with its gradient summed in f32: a frequent id is added to thousands of
+    times, and a bf16 sum of ones stops growing at 256."""
+    return jnp.take(table_VD, token_BT, axis=0)
+
+
+def _look_up_forward(table_VD, token_BT):
+    return _look_up(table_VD, token_BT), (token_BT, jnp.zeros((0, *table_VD.shape), table_VD.dtype))
+
+
+def _look_up_backward(residual, gradient_BTD):
+    token_BT, table_0VD = residual
+    zeros_VD = jnp.zeros(table_0VD.shape[1:], jnp.float32)
+    sum_VD = zeros_VD.at[token_BT].add(gradient_BTD.astype(jnp.float32))
+    return sum_VD.astype(table_0VD.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 class Embedding(nn.Module):
@@ -255,11 +281,11 @@ class Embedding(nn.Module):
         c = self.config
         init = nn.initializers.normal(0.02)
         table_VD = self.param("table", init, (c.padded_vocab, c.hidden_size))
-        x_BTD = jnp.take(table_VD.astype(self.compute.dtype), token_BT, axis=0)
+        x_BTD = _look_up(table_VD.astype(self.compute.dtype), token_BT)
         if c.added_vocab:
             added_AD = self.param("added", init, (c.added_vocab, c.hidden_size))
             index_BT = jnp.clip(token_BT - c.vocab_size, 0, c.added_vocab - 1)
-            added_BTD = jnp.take(added_AD.astype(self.compute.dtype), index_BT, axis=0)
+            added_BTD = _look_up(added_AD.astype(self.compute.dtype), index_BT)
             x_BTD = jnp.where((token_BT >= c.vocab_size)[..., None], added_BTD, x_BTD)
         return x_BTD
 
@@ -270,7 +296,6 @@ class Decoder(nn.Module):
     config: LlamaConfig
     compute: Compute = Compute()
     placement: Placement = Placement()
-    tree_path: str = "language/decoder"
 
     @nn.compact
     def __call__(
@@ -293,7 +318,7 @@ class Decoder(nn.Module):
             (x_BTD, cache),
             (stack.layer_numbers(c.num_layers), keys_LB),
             *constants,
-            path=f"{self.tree_path}/layers",
+            path="language/decoder/layers",
             compute=self.compute,
             placement=self.placement,
         )

@@ -9,8 +9,8 @@ All index arithmetic of the splice was done on the host (batch.py): here are one
 gather and two `where`s, so several images, tiles and packed rows change nothing.
 
 The parameter tree: vision, projector, [row_end,] language/{embed, decoder, head}. Every leaf
-passes through `Placement.gather` exactly once on its way in: the stacked layers inside their
-scan, all others here.
+passes through `Placement.gather` on its way in: the stacked layers inside their scan, all others
+here.
 
 Dims: R rows, T tokens, K image slots, H height, W width, P features of an image, D language
 width, V padded vocabulary.
@@ -79,7 +79,6 @@ def released(name: str) -> LlavaConfig:
             num_kv_heads=heads,
             added_vocab=2 if v1 else 0,
             rms_norm_eps=1e-6 if v1 else 1e-5,
-            max_position=2048 if v1 else 4096,
         ),
     )
 
@@ -91,6 +90,13 @@ class Llava:
     config: LlavaConfig
     compute: Compute = Compute()
     placement: Placement = Placement()
+
+    def __post_init__(self):
+        if self.placement.dtype not in (None, self.compute.dtype):
+            raise ValueError(
+                f"the placement casts weights to {self.placement.dtype} and the model computes in "
+                f"{self.compute.dtype}: expected the same"
+            )
 
     def init(self, key: jax.Array) -> Params:
         """A fresh tree in f32. Call it under `jit` with out_shardings, or `eval_shape`."""
@@ -117,6 +123,28 @@ class Llava:
             std = c.language.hidden_size**-0.5
             params["row_end"] = std * jax.random.normal(row_end_key, (c.language.hidden_size,))
         return params
+
+    def check(self, params: Params) -> None:
+        """Raises ValueError unless params is this architecture's tree: all differences, by path."""
+
+        def shapes_of(tree: Params) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+                for path, leaf in leaves
+            }
+
+        got, expected = shapes_of(params), shapes_of(jax.eval_shape(self.init, jax.random.key(0)))
+        differences = [
+            f"{path}: got {got.get(path, 'nothing')}, expected {expected.get(path, 'nothing')}"
+            for path in sorted(got.keys() | expected.keys())
+            if got.get(path) != expected.get(path)
+        ]
+        if differences:
+            raise ValueError(
+                f"{len(differences)} leaves differ from this architecture:\n  "
+                + "\n  ".join(differences)
+            )
 
     def encode_images(self, params: Params, pixel_RKHW3):
         """uint8 pixels → features [R, K, P, D]."""
@@ -182,12 +210,8 @@ class Llava:
         return self.head(params, x_RTD)[..., : self.config.language.num_ids]
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
-        cache = empty_cache(self.config.language, rows, slots, self.compute.dtype)
-        names = (None, "batch", None, "heads", None)
-        return cache._replace(
-            k_LBSKH=self.placement.constrain(cache.k_LBSKH, names),
-            v_LBSKH=self.placement.constrain(cache.v_LBSKH, names),
-        )
+        """Zeros; on a mesh make it under `jit` with Layout.cache_shardings."""
+        return empty_cache(self.config.language, rows, slots, self.compute.dtype)
 
     @property
     def _vision(self) -> nn.Module:

@@ -32,6 +32,13 @@ class ResamplerConfig:
     num_heads: int
     layer_norm_eps: float = 1e-12
 
+    def __post_init__(self):
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"got resampler width {self.hidden_size} for {self.num_heads} heads: expected a "
+                "multiple"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ProjectorConfig:
@@ -76,7 +83,6 @@ class Projector(nn.Module):
     config: ProjectorConfig
     compute: Compute = Compute()
     placement: Placement = Placement()
-    tree_path: str = "projector"
 
     @nn.compact
     def __call__(self, x_IPE):
@@ -111,7 +117,7 @@ class Projector(nn.Module):
             query_IQW,
             None,
             x_IPE,
-            path=f"{self.tree_path}/layers",
+            path="projector/layers",
             compute=self.compute,
             placement=self.placement,
         )

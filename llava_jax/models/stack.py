@@ -28,11 +28,13 @@ class Placement:
     constrain(x, names): pins an activation's layout by logical dim names ("batch", "heads", …).
     per_shard(fn, in_names, out_names): runs fn on each device's own shard, for kernels that the
         partitioner cannot see into.
+    dtype: what `gather` casts to, if anything; the model must compute in it.
     """
 
     gather: Callable[[Params, str], Params] = lambda params, path: params
     constrain: Callable[[jax.Array, tuple[str | None, ...]], jax.Array] = lambda x, names: x
     per_shard: Callable[[Callable, tuple, tuple], Callable] = lambda fn, in_names, out_names: fn
+    dtype: str | None = None
 
 
 # What a block may keep for its backward pass, by the names it gives with `keep`. Everything not
@@ -47,6 +49,8 @@ REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
 }
 
 keep = checkpoint_name
+
+ATTENTION_BACKENDS = ("xla", "splash", "splash_interpret", "cudnn")  # see attention.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Compute:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"got compute dtype {self.dtype!r}: expected 'float32' or 'bfloat16'")
+        if self.attention not in ATTENTION_BACKENDS:
+            raise ValueError(
+                f"unknown attention backend {self.attention!r}: expected one of "
+                f"{ATTENTION_BACKENDS}"
+            )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(
                 f"unknown remat policy {self.remat!r}: expected one of {tuple(REMAT_POLICIES)}"
@@ -87,7 +96,13 @@ def params_of(owner: nn.Module, block: nn.Module, num_layers: int, *inputs) -> P
     would trace the block once more, and which a layer's shard could not pass.
     """
     if not owner.is_initializing():
-        return owner.get_variable("params", "layers")
+        params_L = owner.get_variable("params", "layers")
+        if params_L is None:
+            raise ValueError(f"got no 'layers': expected the parameters of {num_layers} blocks")
+        found = {leaf.shape[0] for leaf in jax.tree.leaves(params_L)}
+        if found != {num_layers}:
+            raise ValueError(f"got parameters of {sorted(found)} blocks: expected {num_layers}")
+        return params_L
 
     def draw(key):
         one = jax.vmap(lambda layer_key: block.init(layer_key, *inputs)["params"])

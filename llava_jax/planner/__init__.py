@@ -1,1 +1,1 @@
-"""Plan a run with the real TPU compiler before a pod is rented."""
+"""Programs for TPUs that are not there: slices by name, for the real TPU compiler."""

@@ -120,7 +120,7 @@ def test_pixels_of_another_size_are_refused():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_act": "swish"}, "unknown activation 'swish': expected one of .*quick_gelu"),
+        ({"hidden_act": "mish"}, "unknown activation 'mish': expected one of .*quick_gelu"),
         ({"select": "cls"}, "got select 'cls': expected 'patch' or 'cls_patch'"),
         ({"num_heads": 5}, "got CLIP width 32 for 5 heads: expected a multiple"),
         ({"image_size": 13}, "got 13-pixel images for 14-pixel patches: expected at least one"),

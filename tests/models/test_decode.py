@@ -1,5 +1,8 @@
 """Decoding with a cache is the uncached forward, whatever the chunks and the rows' lengths."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from llava_jax.models.llava import Llava
 from llava_jax.models.stack import Compute
+from llava_jax.sharding import Layout, MeshShape, make_mesh
 from tests import tiny
 
 SLOTS = 32
@@ -95,6 +99,39 @@ def test_rows_at_different_lengths_go_on_together(scanned, params, rows):
         want, _ = model.decode(params, alone, position, jnp.ones_like(position))
         # Measured worst 1.5e-6, for the same reason.
         np.testing.assert_allclose(got[row, 0], want[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["gspmd", "explicit"])
+def test_a_mesh_changes_nothing(scanned, params, explicit):
+    """A prefill and one more token, rows and heads cut over the mesh."""
+    layout = Layout(make_mesh(MeshShape(fsdp=(2, 2), tensor=2)), explicit)
+    model = Llava(tiny.CONFIG, placement=layout.placement("float32"))
+    batch = tiny.draw_batch(rows=4, tokens=26, images=1)
+    x_RTD = embeddings(scanned, params, batch)
+
+    def program(params, x_RTD, position_RT, segment_RT, cache):
+        return model.decode(params, x_RTD, position_RT, segment_RT, cache)
+
+    chunk = (x_RTD, batch.position_RT, np.sign(batch.segment_RT))
+    cache = scanned.empty_cache(4, SLOTS)
+    cache_shardings = layout.cache_shardings(cache)
+    ins = (layout.param_shardings(params), *layout.batch_shardings(chunk), cache_shardings)
+    outs = (ins[1], cache_shardings)
+    decode = jax.jit(layout.program(program, ins, outs), in_shardings=ins, out_shardings=outs)
+    mesh_cache = jax.jit(
+        functools.partial(model.empty_cache, 4, SLOTS), out_shardings=cache_shardings
+    )()
+    assert mesh_cache.k_LBSKH.addressable_shards[0].data.shape == (2, 1, SLOTS, 1, 16)
+    one = (x_RTD[:, :1], np.full((4, 1), 24, np.int32), np.ones((4, 1), np.int32))
+    for piece in (chunk, one):
+        want, cache = scanned.decode(params, *piece, cache)
+        got, mesh_cache = decode(params, *piece, mesh_cache)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    # A row's keys and values stay where the row is.
+    text = decode.lower(params, *one, mesh_cache).compile().as_text()
+    assert text is not None
+    assert "all-reduce" in text or "all-gather" in text  # weights do travel
+    assert not re.search(r"f32\[4,1,2,16\]\S* all-gather", text)
 
 
 def test_padding_and_what_does_not_fit_never_overwrite_a_slot(scanned, params, rows):

@@ -115,7 +115,7 @@ def test_rotary_angles(rope: RopeConfig, head_dim: int):
     torch = import_torch()
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = dataclasses.replace(SMALL, head_dim=head_dim, rope=rope, max_position=131072)
+    config = dataclasses.replace(SMALL, head_dim=head_dim, rope=rope)
     theirs: Any = LlamaRotaryEmbedding(torch_weights.llama_config(config))
     np.testing.assert_array_equal(inverse_frequencies(rope, head_dim), theirs.inv_freq.numpy())
 
@@ -151,7 +151,7 @@ def test_no_token_looks_ahead():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"hidden_act": "swish"}, "unknown activation 'swish': expected one of .*silu"),
+        ({"hidden_act": "mish"}, "unknown activation 'mish': expected one of .*silu"),
         ({"num_kv_heads": 3}, "got 4 query heads for 3 key heads: expected a multiple"),
         ({"hidden_size": 50}, "got width 50 for 4 heads and no head_dim: expected a multiple"),
         ({"hidden_size": 36}, "got head dim 9: rotary angles need an even one"),

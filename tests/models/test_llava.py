@@ -17,7 +17,7 @@ from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig, RopeConfig
 from llava_jax.models.llava import Llava, LlavaConfig, released
 from llava_jax.models.projector import ProjectorConfig
-from llava_jax.models.stack import Compute
+from llava_jax.models.stack import Compute, Placement
 from tests import tiny
 from tests.conftest import import_torch
 from tests.models import torch_weights
@@ -287,3 +287,43 @@ def test_parts_that_do_not_fit_are_refused(projector: ProjectorConfig, says: str
 def test_unknown_release_is_refused():
     with pytest.raises(ValueError, match=r"unknown LLaVA 'v1\.6-7b': expected one of .*v1\.5-13b"):
         released("v1.6-7b")
+
+
+def test_a_bfloat16_embedding_sums_its_gradient_in_f32():
+    """A bf16 sum of ones stops growing at 256; ids occur more often than that."""
+    model, params = Llava(tiny.CONFIG, Compute(dtype="bfloat16")), tiny.draw_params()
+    token_RT = np.full((1, 4096), 5, np.int32)
+    token_RT[0, :600] = 301  # an added id
+    text = np.full((1, 4096), -1, np.int32)
+
+    def total(embed):
+        changed = {**params, "language": {**params["language"], "embed": embed}}
+        x_RTD = model.embed(changed, token_RT, np.zeros((1, 0, 4, 64)), text)
+        return x_RTD.astype(np.float32).sum()
+
+    gradient = jax.jit(jax.grad(total))(params["language"]["embed"])
+    assert gradient["table"].dtype == np.float32
+    np.testing.assert_allclose(gradient["table"][5], 3496, rtol=2**-8)
+    np.testing.assert_allclose(gradient["added"][1], 600, rtol=2**-8)
+    assert not gradient["table"][6].any()
+
+
+def test_a_tree_of_another_architecture_is_refused_with_every_difference():
+    params = tiny.draw_params()
+    Llava(tiny.CONFIG).check(params)
+    del params["language"]["head"]["added"]
+    params["projector"]["linear_0"]["kernel"] = np.zeros((32, 65))
+    params["vision"]["spare"] = np.zeros(3)
+    with pytest.raises(ValueError, match="3 leaves differ") as caught:
+        Llava(tiny.CONFIG).check(params)
+    for line in (
+        r"language/head/added: got nothing, expected (64, 2)",
+        r"projector/linear_0/kernel: got (32, 65), expected (32, 64)",
+        r"vision/spare: got (3,), expected nothing",
+    ):
+        assert line in str(caught.value)
+
+
+def test_one_dtype_is_asked_for():
+    with pytest.raises(ValueError, match="casts weights to bfloat16 and the model computes in fl"):
+        Llava(tiny.CONFIG, placement=Placement(dtype="bfloat16"))

@@ -63,7 +63,31 @@ def test_merging_keeps_the_function(scan):
     np.testing.assert_allclose(got, want, atol=1e-5 * scale)
 
 
-def test_dropout_needs_a_key_differs_by_layer_and_keeps_the_mean():
+def test_every_delta_of_every_layer_and_row_drops_by_a_key_of_its_own(monkeypatch):
+    config = tiny.with_language(lora=dataclasses.replace(CONFIG.language.lora, dropout=0.5))
+    # Nothing traced, so that keys are numbers.
+    model = Llava(config, Compute(scan=False, remat="none"))
+    params, batch = tiny.draw_params(config), tiny.draw_batch(rows=3, images=0)
+    x = model.embed(params, batch.token_RT, jnp.zeros((3, 0, 4, 64)), batch.image_index_RT)
+    seen = []
+
+    def spy(config, x, a_IR, b_OR, dropout_key_B, precision, delta=lora.delta):
+        seen.append(dropout_key_B)
+        return delta(config, x, a_IR, b_OR, dropout_key_B, precision)
+
+    monkeypatch.setattr(lora, "delta", spy)
+    rows = (batch.position_RT, batch.segment_RT)
+    model.decode(params, x, *rows, dropout_key_R=jax.random.split(jax.random.key(0), 3))
+    keys = {tuple(row) for key_B in seen for row in np.asarray(jax.random.key_data(key_B))}
+    assert len(keys) == 2 * 4 * 3  # layers, targets, rows
+    seen.clear()
+    without, _ = model.decode(params, x, *rows)
+    assert seen == [None] * 8
+    plain, _ = Llava(CONFIG, Compute(scan=False)).decode(params, x, *rows)
+    np.testing.assert_allclose(without, plain, atol=1e-5)
+
+
+def test_dropout_follows_its_key_and_keeps_the_mean():
     config = tiny.with_language(lora=dataclasses.replace(CONFIG.language.lora, dropout=0.5))
     model, params = Llava(config), tiny.draw_params(config)
     batch = tiny.draw_batch(rows=1, images=0)

@@ -74,6 +74,7 @@ def test_each_policy_recomputes_less_than_the_one_before():
     ("change", "says"),
     [
         ({"dtype": "float16"}, "got compute dtype 'float16': expected 'float32' or 'bfloat16'"),
+        ({"attention": "flash"}, "unknown attention backend 'flash': expected one of .*'splash'"),
         ({"remat": "some"}, "unknown remat policy 'some': expected one of .*'attention'"),
         ({"attention_block": 64}, "got attention_block 64: expected a multiple of 128"),
         ({"attention_block": 192}, "got attention_block 192: expected a multiple of 128"),
@@ -83,3 +84,40 @@ def test_each_policy_recomputes_less_than_the_one_before():
 def test_impossible_computes_are_refused(change: dict, says: str):
     with pytest.raises(ValueError, match=says):
         Compute(**change)
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_parameters_of_another_depth_are_refused(scan: bool):
+    params = tiny.draw_params(tiny.with_language(num_layers=3))
+    with pytest.raises(ValueError, match=r"got parameters of \[3\] blocks: expected 2"):
+        jax.eval_shape(Llava(tiny.CONFIG, Compute(scan=scan)).logits, params, BATCH)
+
+
+def equations(jaxpr) -> Any:
+    """All equations of a program, those of its scans and calls included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner := getattr(inner, "jaxpr", inner), "eqns"):
+                yield from equations(inner)
+
+
+def test_norms_softmax_and_angles_are_f32_in_bf16_compute():
+    model = Llava(tiny.CONFIG, Compute(dtype="bfloat16"))
+    program = jax.make_jaxpr(model.logits)(tiny.draw_params(), BATCH).jaxpr
+    found = {}
+    for equation in equations(program):
+        name = equation.primitive.name
+        if name in ("rsqrt", "exp", "cos", "sin"):
+            found.setdefault(name, set()).add(str(equation.invars[0].aval.dtype))
+    assert found == {name: {"float32"} for name in ("rsqrt", "exp", "cos", "sin")}
+
+
+def test_f32_compute_multiplies_in_f32_on_a_tpu_too():
+    program = jax.make_jaxpr(Llava(tiny.CONFIG).logits)(tiny.draw_params(), BATCH).jaxpr
+    precisions = {
+        str(equation.params["precision"])
+        for equation in equations(program)
+        if equation.primitive.name == "dot_general"
+    }
+    assert precisions == {"(Precision.HIGHEST, Precision.HIGHEST)"}

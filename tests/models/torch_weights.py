@@ -71,7 +71,7 @@ def llama_config(c: LlamaConfig) -> Any:
         head_dim=c.size_of_head,
         rms_norm_eps=c.rms_norm_eps,
         rope_parameters=rope,
-        max_position_embeddings=c.max_position,
+        max_position_embeddings=131072,  # no part of the function; room for every scaling
         hidden_act=c.hidden_act,
         tie_word_embeddings=c.tie_embeddings,
         **EAGER,
