@@ -131,7 +131,7 @@ def test_a_mesh_changes_nothing(scanned, params, explicit):
     text = decode.lower(params, *one, mesh_cache).compile().as_text()
     assert text is not None
     assert "all-reduce" in text or "all-gather" in text  # weights do travel
-    assert not re.search(r"f32\[4,1,2,16\]\S* all-gather", text)
+    assert not re.search(r"f32\[4,1,\d,16\]\S* all-gather", text)
 
 
 def test_padding_and_what_does_not_fit_never_overwrite_a_slot(scanned, params, rows):
