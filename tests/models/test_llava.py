@@ -167,6 +167,16 @@ def their_model(config: LlavaConfig) -> Any:
     return model
 
 
+def their_logits(model: Any, config: LlavaConfig, batch, row: int, conversation) -> Any:
+    """The reference reads one conversation, alone."""
+    ids = conversation.ids(config.tokens_per_image, THEIR_IMAGE)
+    slots = [piece for piece in conversation.pieces if isinstance(piece, int)]
+    pixel_IHW3 = batch.pixel_RKHW3[row, slots]
+    pixels = torch_weights.torch_pixels(pixel_IHW3, config.vision) if slots else None
+    ids_1T = import_torch().from_numpy(ids[None]).long()
+    return model(input_ids=ids_1T, pixel_values=pixels).logits[0]
+
+
 def our_params(config: LlavaConfig, state: torch_weights.State) -> dict:
     names = {
         "linear": ("linear_1",),
@@ -195,13 +205,9 @@ def test_logits(name: str):
     batch = pack(config, conversations)
     logits = our_logits(config, Compute(scan=name != "plain"), params, batch)
     for row, segment, at, conversation in places(config, conversations):
-        ids = conversation.ids(config.tokens_per_image, THEIR_IMAGE)
-        slots = [piece for piece in conversation.pieces if isinstance(piece, int)]
-        pixel_IHW3 = batch.pixel_RKHW3[row, slots]
-        pixels = torch_weights.torch_pixels(pixel_IHW3, config.vision) if slots else None
         with torch.no_grad():
-            output = model(input_ids=torch.from_numpy(ids[None]).long(), pixel_values=pixels)
-        error = torch_weights.apart(logits[row, at], output.logits[0].numpy())
+            theirs = their_logits(model, config, batch, row, conversation)
+        error = torch_weights.apart(logits[row, at], theirs.numpy())
         # Measured worst 1.6e-6 (two layers), because f32 sums run in another order.
         assert error < 1e-5, f"row {row}, conversation {segment}"
 
@@ -223,12 +229,8 @@ def test_gradients(name: str):
 
     gradients = jax.jit(jax.grad(loss))(params)
     for row, _, at, conversation in places(config, conversations):
-        ids = conversation.ids(config.tokens_per_image, THEIR_IMAGE)
-        slots = [piece for piece in conversation.pieces if isinstance(piece, int)]
-        pixel_IHW3 = batch.pixel_RKHW3[row, slots]
-        pixels = torch_weights.torch_pixels(pixel_IHW3, config.vision) if slots else None
-        output = model(input_ids=torch.from_numpy(ids[None]).long(), pixel_values=pixels)
-        (output.logits[0] * torch.from_numpy(weight_RTV[row, at])).sum().backward()
+        logits = their_logits(model, config, batch, row, conversation)
+        (logits * torch.from_numpy(weight_RTV[row, at])).sum().backward()
     theirs = our_params(config, torch_weights.gradients_of(model))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
     for (path, ours), expected in zip(
