@@ -27,7 +27,8 @@ NAME = "attention"  # what the result goes by in a remat policy (stack.py)
 PADDING = -1  # segment of the tokens added here to fill a tile; no caller's segment is negative
 
 # Finite, so that a row with no visible key gives a mean instead of NaN; so far below any logit
-# that its exponential is exactly zero, which makes isolation exact to the bit.
+# that its exponential is exactly zero, which makes isolation exact to the bit for finite values
+# (0 · NaN is NaN: a NaN anywhere in a row reaches all of it).
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
