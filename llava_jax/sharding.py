@@ -66,7 +66,7 @@ TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 # Logical dims of activations and batches → what cuts them.
-ACTIVATIONS = {"batch": BATCH, "heads": TENSOR}
+ACTIVATION_DIMS = {"batch": BATCH, "heads": TENSOR}
 
 
 def row_of(path: str) -> tuple[str | None, ...]:
@@ -312,7 +312,7 @@ class Layout:
         return leaf
 
     def _constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        dims = tuple(ACTIVATIONS[name] if name else None for name in names)
+        dims = tuple(ACTIVATION_DIMS[name] if name else None for name in names)
         # Rows may be padded to the mesh; heads cut unevenly would be shuffled in every layer.
         self._check_divides("an activation", x.shape, [d if d == TENSOR else None for d in dims])
         spec = self._spec(dims)
@@ -324,7 +324,7 @@ class Layout:
 
     def _per_shard(self, fn: Callable, in_names: tuple, out_names: tuple) -> Callable:
         def spec(names):
-            return self._spec(tuple(ACTIVATIONS[name] if name else None for name in names))
+            return self._spec(tuple(ACTIVATION_DIMS[name] if name else None for name in names))
 
         in_specs, out_specs = tuple(map(spec, in_names)), spec(out_names)
         if not self.explicit:

@@ -257,6 +257,7 @@ def _look_up(table_VD, token_BT):
 
 
 def _look_up_forward(table_VD, token_BT):
+    # The empty array carries the table's shape and dtype to the backward pass, and no memory.
     return _look_up(table_VD, token_BT), (token_BT, jnp.zeros((0, *table_VD.shape), table_VD.dtype))
 
 
