@@ -24,14 +24,15 @@ setup(
         "flax>=0.12.8,<0.13",
         "numpy>=2.1,<3",
         "etils[epath]>=1.15,<2",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "sentencepiece>=0.2.3,<0.3",
+        "pillow>=13,<14",
     ],
     extras_require={
         # A pod's workdir is a bucket: gs:// paths need the GCS backend of epath.
         "tpu": ["jax[tpu]", "etils[epath-gcs]"],
         "gpu": ["jax[cuda13]"],
         "data": [
-            "pillow>=13,<14",
-            "sentencepiece>=0.2.3,<0.3",
             "grain>=0.2.18,<0.3",
             "tensorflow-datasets>=4.9.10,<5",
             "array_record>=0.8.3,<0.9",

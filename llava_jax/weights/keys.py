@@ -1,0 +1,112 @@
+"""Key tables: which of PyTorch's tensors holds which of our leaves, and how.
+
+A table is a tuple of rows and is read in both directions. `{}` in a row stands for the layer's
+number. Our side is the leaf as a model folder stores it: one leaf per layer and tensor, kernels
+with the model's width first, the vocabulary without padding and with added rows apart.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from llava_jax.weights.tensor import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a leaf is turned into PyTorch's tensor and back; both are exact."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _patch_to_ours(kernel_D3pp: np.ndarray) -> np.ndarray:
+    return kernel_D3pp.transpose(0, 2, 3, 1).reshape(kernel_D3pp.shape[0], -1)
+
+
+def _patch_to_theirs(kernel_DC: np.ndarray) -> np.ndarray:
+    side = math.isqrt(kernel_DC.shape[1] // 3)
+    return kernel_DC.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
+
+
+SAME = Way(lambda x: x, lambda x: x)
+TRANSPOSED = Way(np.transpose, np.transpose)
+PATCHES = Way(_patch_to_ours, _patch_to_theirs)
+
+# Which rows of their tensor a leaf holds: all, those of the original vocabulary, or those behind.
+ALL, ORIGINAL, ADDED = "all", "original", "added"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    ours: str
+    theirs: str
+    way: Way = SAME
+    rows: str = ALL
+
+    def at(self, layer: int) -> "Row":
+        layer_row = (self.ours.format(layer), self.theirs.format(layer))
+        return dataclasses.replace(self, ours=layer_row[0], theirs=layer_row[1])
+
+
+def table(
+    rows: Sequence[Row], *, ours: str = "", theirs: str = "", layers: int = 0
+) -> tuple[Row, ...]:
+    """The rows with prefixes, those with a `{}` once for each layer."""
+    prefixed = [dataclasses.replace(r, ours=ours + r.ours, theirs=theirs + r.theirs) for r in rows]
+    return tuple(
+        each
+        for row in prefixed
+        for each in ([row.at(i) for i in range(layers)] if "{}" in row.ours else [row])
+    )
+
+
+def to_ours(
+    rows: Sequence[Row], tensors: Mapping[str, Tensor], vocab_size: int
+) -> dict[str, Tensor]:
+    """Our leaves of the keys that are there. vocab_size: ids of the original vocabulary."""
+    kept = {ALL: ..., ORIGINAL: slice(vocab_size), ADDED: slice(vocab_size, None)}
+    leaves = {}
+    for row in rows:
+        tensor = tensors.get(row.theirs)
+        if tensor is None or (row.rows == ADDED and tensor.shape[:1] <= (vocab_size,)):
+            continue
+        leaves[row.ours] = _changed([tensor], lambda x, r=row: r.way.to_ours(x[kept[r.rows]]))
+    return leaves
+
+
+def to_theirs(rows: Sequence[Row], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors of the leaves that are there, in the table's order."""
+    parts: dict[str, list[tuple[Row, Tensor]]] = {}
+    for row in rows:
+        if row.ours in leaves:
+            parts.setdefault(row.theirs, []).append((row, leaves[row.ours]))
+
+    def join(ways: Sequence[Way]) -> Callable[..., np.ndarray]:
+        def joined(*arrays: np.ndarray) -> np.ndarray:
+            theirs = [way.to_theirs(x) for way, x in zip(ways, arrays, strict=True)]
+            return theirs[0] if len(theirs) == 1 else np.concatenate(theirs)
+
+        return joined
+
+    return {
+        key: _changed([tensor for _, tensor in found], join([row.way for row, _ in found]))
+        for key, found in parts.items()
+    }
+
+
+def _changed(tensors: Sequence[Tensor], change: Callable[..., np.ndarray]) -> Tensor:
+    """The tensor that `change` makes of these, still unread."""
+
+    def empty(tensor: Tensor) -> np.ndarray:  # of its shape and dtype, in no memory
+        return np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)
+
+    example = change(*map(empty, tensors))
+    return Tensor(
+        example.shape,
+        example.dtype,
+        lambda: np.ascontiguousarray(change(*(tensor.read() for tensor in tensors))),
+        tensors[0].origin,
+    )

@@ -1,0 +1,107 @@
+"""Between leaves as they are stored and the tree in memory.
+
+Stored: one leaf per layer and tensor, all CLIP blocks, the vocabulary as it is. In memory: layers
+stacked, CLIP's blocks above the selected layer left out, the vocabulary padded (llama.py).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from llava_jax.models.llava import Llava, LlavaConfig
+from llava_jax.sharding import Layout, leaf_paths
+from llava_jax.weights.tensor import Index, Tensor
+
+
+def stored_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+    """Every leaf a whole folder of this architecture holds: all CLIP blocks, no padding."""
+    language = config.language
+    # The highest hidden state needs all blocks.
+    all_blocks = (-1,) * len(config.vision.select_layers)
+    complete = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, select_layers=all_blocks)
+    )
+    shapes = {}
+    for path, leaf in _memory_leaves(complete).items():
+        shape = tuple(leaf.shape)
+        if path == "language/embed/table":
+            shape = (language.vocab_size, shape[1])
+        elif path == "language/head/kernel":
+            shape = (shape[0], language.vocab_size)
+        if "/layers/" in path:
+            shapes |= {stored_path(path, i): shape[1:] for i in range(shape[0])}
+        else:
+            shapes[path] = shape
+    width = (config.vision.hidden_size,)
+    return shapes | {"vision/post_norm/scale": width, "vision/post_norm/bias": width}
+
+
+def stored_path(path: str, layer: int) -> str:
+    """Where one layer of a stacked leaf is stored."""
+    return path.replace("/layers/", f"/layers/{layer}/")
+
+
+def params_in_memory(
+    config: LlavaConfig,
+    stored: Mapping[str, Tensor],
+    layout: Layout | None = None,
+    dtype: str | None = None,
+) -> Any:
+    """The parameter tree, each leaf read straight into its shards: a host reads its own parts.
+
+    layout: None is one device. dtype: None keeps what is stored.
+    """
+    shapes = jax.eval_shape(Llava(config).init, jax.random.key(0))
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = (
+        jax.tree.map(lambda _: one_device, shapes)
+        if layout is None
+        else layout.param_shardings(shapes)
+    )
+
+    def load(path: str, shape: jax.ShapeDtypeStruct, sharding) -> jax.Array:
+        stacked = "/layers/" in path
+        names = [stored_path(path, i) for i in range(shape.shape[0])] if stacked else [path]
+        tensors = [stored[name] for name in names]
+        kind = np.dtype(dtype) if dtype else np.result_type(*{t.dtype for t in tensors})
+        # Two doubles have no more to say to a model than two floats.
+        kind = np.dtype(np.float32) if kind == np.float64 else kind
+        parts: dict[str, np.ndarray] = {}
+
+        def part(index: Index) -> np.ndarray:
+            if str(index) not in parts:  # a leaf that is whole everywhere is read once
+                parts[str(index)] = _read_shard(tensors, stacked, shape.shape, index, kind)
+            return parts[str(index)]
+
+        return jax.make_array_from_callback(shape.shape, sharding, part, dtype=kind)
+
+    return jax.tree.map(load, leaf_paths(shapes), shapes, shardings)
+
+
+def _read_shard(
+    tensors: list[Tensor], stacked: bool, shape: tuple[int, ...], index: Index, dtype: np.dtype
+) -> np.ndarray:
+    """The part of a leaf that one device holds. Beyond the stored tensor lies the vocabulary's
+    padding: zeros."""
+    spans = [range(*s.indices(size)) for s, size in zip(index, shape, strict=True)]
+    shard = np.zeros([len(span) for span in spans], dtype)
+    layers, spans = (spans[0], spans[1:]) if stacked else ([0], spans)
+    for place, layer in enumerate(layers):
+        tensor = tensors[layer]
+        inside = tuple(
+            slice(span.start, min(span.stop, size))
+            for span, size in zip(spans, tensor.shape, strict=True)
+        )
+        if all(s.start < s.stop for s in inside):
+            target = shard[place] if stacked else shard
+            target[tuple(slice(0, s.stop - s.start) for s in inside)] = tensor.read_part(inside)
+    return shard
+
+
+def _memory_leaves(config: LlavaConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = jax.eval_shape(Llava(config).init, jax.random.key(0))
+    paths = jax.tree.leaves(leaf_paths(shapes))
+    return dict(zip(paths, jax.tree.leaves(shapes), strict=True))
