@@ -6,22 +6,31 @@ of a map count as resident, and a bucket (gs://) cannot be mapped.
 """
 
 import hashlib
+import io
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePosixPath
 from typing import IO
 
 import numpy as np
 from etils import epath
 
 from llava_jax import files
-from llava_jax.weights import safetensors_header
-from llava_jax.weights.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, quoted
+from llava_jax.weights import safetensors_header, torch_files
+from llava_jax.weights.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    quoted,
+    strict_json,
+)
 from llava_jax.weights.tensor import Tensor
 
 # What moves at a time: large for throughput, small beside the largest tensor.
 _PIECE_BYTES = 64 * 2**20
+
+_NUMBERED = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 OnTensor = Callable[[str, np.ndarray], None]
 
@@ -40,13 +49,22 @@ def read_weights(
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         own = [name for name in present if name.startswith(stem) and name.endswith(suffix)]
         index = f"{stem}{suffix}.index.json"
+        if suffix == ".bin" and (own or index in present) and not allow_pickle:
+            raise torch_files.refusal(path / (own or [index])[0])
         if index in present:
-            return _read_indexed(path, index, allow_pickle)
+            weight_map = _weight_map(path / index)
+            whole = f"{stem}{suffix}"
+            if whole in present and whole not in weight_map.values():
+                raise ValueError(
+                    f"{path} holds {whole}, and {index} that names other files; expected one of "
+                    "the two: remove the one that is out of date"
+                )
+            return _read_indexed(path, index, weight_map, allow_pickle)
         if own:
-            return _read_shards(path, own, None, allow_pickle)
+            return _read_set(path, own, allow_pickle)
     raise ValueError(
-        f"{path} holds {_listed(present) or 'nothing'}; expected model.safetensors, "
-        "model-*-of-*.safetensors or pytorch_model*.bin"
+        f"{path} holds {_some(present) if present else 'nothing'}; expected a model's weights: "
+        "model.safetensors, model-00001-of-….safetensors or pytorch_model….bin"
     )
 
 
@@ -57,37 +75,105 @@ def read_file(path: epath.PathLike, *, allow_pickle: bool = False) -> dict[str, 
         raise ValueError(f"got {path}, which does not exist; expected a file of weights")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    raise ValueError(f"got {path}; expected a file whose name ends in .safetensors")
+    if path.suffix not in torch_files.SUFFIXES:
+        raise ValueError(
+            f"got {path}; expected a name that ends in .safetensors or "
+            f"{' or '.join(torch_files.SUFFIXES)}"
+        )
+    if not allow_pickle:
+        raise torch_files.refusal(path)
+    return torch_files.read(path)
 
 
-def _read_indexed(folder: epath.Path, index: str, allow_pickle: bool) -> dict[str, Tensor]:
-    where = f"{folder / index}"
-    value = safetensors_header.strict_json((folder / index).read_bytes(), where)
-    weight_map = value.get("weight_map")
+def _weight_map(index: epath.Path) -> dict[str, str]:
+    """Which file holds which tensor, as an index says it."""
+    if (size := index.stat().length) > MAX_HEADER_BYTES:
+        raise ValueError(f"{index} has {size} bytes; expected at most {MAX_HEADER_BYTES}")
+    weight_map = strict_json(index.read_bytes(), f"{index}").get("weight_map")
     if not isinstance(weight_map, dict):
-        raise ValueError(f"{where}: weight_map is {quoted(weight_map)}; expected an object")
+        raise ValueError(f"{index}: weight_map is {quoted(weight_map)}; expected an object")
     for key, shard in weight_map.items():
-        if not isinstance(shard, str) or PurePosixPath(shard).name != shard:
+        # A path could lead out of the folder.
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\\0]+", shard) or shard == "..":
             raise ValueError(
-                f"{where}: {quoted(key)} is in {quoted(shard)}; expected the name of a file of "
-                "this folder"
+                f"{index}: {quoted(key)} is in {quoted(shard)}; expected the name of a file beside "
+                "the index"
             )
-    return _read_shards(folder, sorted(set(weight_map.values())), weight_map, allow_pickle)
+    return weight_map
 
 
-def _read_shards(
-    folder: epath.Path,
-    shards: Iterable[str],
-    weight_map: Mapping[str, str] | None,
-    allow_pickle: bool,
+def _read_indexed(
+    folder: epath.Path, index: str, weight_map: dict[str, str], allow_pickle: bool
 ) -> dict[str, Tensor]:
+    """The tensors of the files that an index names, when each holds exactly what it says."""
     tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        tensors |= read_file(folder / shard, allow_pickle=allow_pickle)
+    problems = []
+    named: dict[str, list[str]] = {}
+    for key, shard in weight_map.items():
+        named.setdefault(shard, []).append(key)
+    for shard, keys in sorted(named.items()):
+        path = folder / shard
+        if not path.exists():
+            problems.append(
+                f"{path} is missing; expected, since {index} names it for {_some(keys)}"
+            )
+            continue
+        try:
+            found = read_file(path, allow_pickle=allow_pickle)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if absent := [key for key in keys if key not in found]:
+            problems.append(f"{path} lacks {_some(absent)}; expected, since {index} names it there")
+        if stray := [key for key in found if weight_map.get(key) != shard]:
+            holders = {weight_map.get(key, "no file") for key in stray}
+            problems.append(
+                f"{path} holds {_some(stray)}; expected only what {index} names there, and for "
+                f"this it names {_some(sorted(holders))}"
+            )
+        tensors |= found
+    _raise_all(problems, folder)
     return tensors
 
 
-def _listed(names: Iterable[str], most: int = 5) -> str:
+def _read_set(folder: epath.Path, names: list[str], allow_pickle: bool) -> dict[str, Tensor]:
+    """The tensors of a model's files that no index describes."""
+    tensors: dict[str, Tensor] = {}
+    problems = []
+    # Without an index only the numbers tell that a file is missing.
+    numbered = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    for stem, count, suffix in sorted(
+        {match.group("stem", "count", "suffix") for match in numbered}
+    ):
+        every = [f"{stem}-{number:05}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+        if missing := sorted(set(every) - set(names)):
+            problems.append(
+                f"{folder} lacks {_some(missing)}; expected all {int(count)} of the set"
+            )
+    for name in names:
+        try:
+            found = read_file(folder / name, allow_pickle=allow_pickle)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if twice := [key for key in found if key in tensors]:
+            problems.append(
+                f"{folder / name} holds {_some(twice)}, and so does {tensors[twice[0]].origin}; "
+                "expected every key once"
+            )
+        tensors |= found
+    _raise_all(problems, folder)
+    return tensors
+
+
+def _raise_all(problems: list[str], folder: epath.Path) -> None:
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        raise ValueError(f"{folder} has {len(problems)} problems:\n  " + "\n  ".join(problems))
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(quoted, names[:most])) + more
@@ -95,10 +181,11 @@ def _listed(names: Iterable[str], most: int = 5) -> str:
 
 def _read_safetensors(path: epath.Path) -> dict[str, Tensor]:
     size = path.stat().length
-    length_bytes = bytearray(LENGTH_BYTES)
-    if size < LENGTH_BYTES or _read_range(path, 0, memoryview(length_bytes)) < LENGTH_BYTES:
-        raise ValueError(f"{path} has {size} bytes; expected a safetensors file, of at least 8")
-    header_bytes = int.from_bytes(length_bytes, "little")
+    if size < LENGTH_BYTES:
+        raise ValueError(f"{path} has {size} bytes; expected a safetensors file, at least 8")
+    length = bytearray(LENGTH_BYTES)
+    _read_range(path, size, 0, memoryview(length), str(path))
+    header_bytes = int.from_bytes(length, "little")
     data = LENGTH_BYTES + header_bytes
     if header_bytes > MAX_HEADER_BYTES or data > size:
         raise ValueError(
@@ -107,39 +194,31 @@ def _read_safetensors(path: epath.Path) -> dict[str, Tensor]:
             "no safetensors file?)"
         )
     header = bytearray(header_bytes)
-    if _read_range(path, LENGTH_BYTES, memoryview(header)) < header_bytes:
-        raise ValueError(f"{path} became shorter while it was read; expected {size} bytes")
+    _read_range(path, size, LENGTH_BYTES, memoryview(header), str(path))
+
+    def reader(entry: safetensors_header.Entry) -> Callable[[], np.ndarray]:
+        def read() -> np.ndarray:
+            array = np.empty(entry.shape, entry.dtype)
+            what = f"{path}: {quoted(entry.key)}"
+            _read_range(path, size, data + entry.begin, _bytes_of(array), what)
+            return array
+
+        return read
+
     return {
-        entry.key: Tensor(
-            entry.shape, entry.dtype, _reader(path, size, data, entry), f"{path}: {entry.key}"
-        )
+        entry.key: Tensor(entry.shape, entry.dtype, reader(entry), f"{path}: {entry.key}")
         for entry in safetensors_header.parse(bytes(header), size - data, str(path))
     }
 
 
-def _reader(
-    path: epath.Path, size: int, data: int, entry: safetensors_header.Entry
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        array = np.empty(entry.shape, entry.dtype)
-        got = _read_range(path, data + entry.begin, _bytes_of(array))
-        if got < array.nbytes or path.stat().length != size:
-            raise ValueError(
-                f"{path}: {quoted(entry.key)} gave {got} bytes of {array.nbytes}, and the file has "
-                f"{path.stat().length}; expected {size}, as when its header was read: it changed"
-            )
-        return array
-
-    return read
-
-
-def _read_range(path: epath.Path, begin: int, into: memoryview) -> int:
-    """Fills `into` from byte `begin` on; how many bytes there were."""
-    done = 0
+def _read_range(path: epath.Path, size: int, begin: int, into: memoryview, what: str) -> None:
+    """Fills `into` from byte `begin` of a file that had `size` bytes; `what`: for messages."""
     with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        now = file.tell()
         file.seek(begin)
-        while done < len(into):
-            piece = into[done : done + _PIECE_BYTES]
+        while now == size and into:
+            piece = into[:_PIECE_BYTES]
             if hasattr(file, "readinto"):
                 got = file.readinto(piece)  # pyright: ignore[reportAttributeAccessIssue]
             else:  # TensorFlow's files, one of the ways in which epath reaches a bucket
@@ -147,9 +226,14 @@ def _read_range(path: epath.Path, begin: int, into: memoryview) -> int:
                 got = len(read)
                 piece[:got] = read
             if not got:
+                now = file.tell()
                 break
-            done += got
-    return done
+            into = into[got:]
+    if into:
+        raise ValueError(
+            f"{what} cannot be read: the file has {now} bytes; expected {size}, as when it was "
+            "opened: something changes it"
+        )
 
 
 def write_safetensors(
@@ -164,6 +248,7 @@ def write_safetensors(
     One model.safetensors if that fits in `shard_bytes`, else numbered shards and an index. Each
     tensor is read, handed to `on_tensor`, written and forgotten, in the order given.
     """
+    assert shard_bytes > 0
     folder = files.path(folder)
     shards: list[dict[str, Tensor]] = [{}]
     room = shard_bytes
@@ -174,14 +259,16 @@ def write_safetensors(
         shards[-1][key] = tensor
         room -= tensor.nbytes
 
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        name = "model.safetensors"
-        if len(shards) > 1:
-            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weight_map |= dict.fromkeys(shard, name)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        count = len(shards)
+        names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    # All headers first: what cannot be written shows before an hour of writing.
+    headers = [_header(shard, folder / name) for shard, name in zip(shards, names, strict=True)]
+    for shard, name, header in zip(shards, names, headers, strict=True):
         with (folder / name).open("wb") as file:
-            _write(file, str(folder / name), shard, on_tensor)
+            _write(file, header, shard, on_tensor)
+    weight_map = {key: name for shard, name in zip(shards, names, strict=True) for key in shard}
     if len(shards) > 1:
         index = {
             "metadata": {
@@ -191,31 +278,45 @@ def write_safetensors(
             "weight_map": weight_map,
         }
         text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text)
+        (folder / "model.safetensors.index.json").write_bytes(text.encode())
     return weight_map
 
 
 def write_file(path: epath.PathLike, tensors: Mapping[str, Tensor]) -> None:
     """Writes one safetensors file of its own, whole or not at all."""
+    header = _header(tensors, files.path(path))
     with files.new_file(path) as file:
-        _write(file, str(path), tensors, None)
+        _write(file, header, tensors, None)
 
 
-def _write(file: IO, name: str, tensors: Mapping[str, Tensor], on_tensor: OnTensor | None) -> None:
+def _header(tensors: Mapping[str, Tensor], path: epath.Path) -> bytes:
     promised = {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()}
-    file.write(safetensors_header.build(promised, name))
+    return safetensors_header.build(promised, str(path))
+
+
+def _write(
+    file: IO[bytes], header: bytes, tensors: Mapping[str, Tensor], on_tensor: OnTensor | None
+) -> None:
+    file.write(header)
     for key, tensor in tensors.items():
-        array = tensor.read()
-        if (array.dtype, array.shape) != promised[key]:
-            raise ValueError(
-                f"{tensor.origin} gave {array.dtype} of shape {array.shape} for {quoted(key)}; "
-                f"expected {tensor.dtype} of shape {tensor.shape}"
-            )
-        if on_tensor is not None:
-            on_tensor(key, array)
-        view = _bytes_of(array.astype(array.dtype.newbyteorder("<"), copy=False))
-        for begin in range(0, len(view), _PIECE_BYTES):
-            file.write(view[begin : begin + _PIECE_BYTES])
+        # A function of its own, so that a tensor is gone when the next one is read.
+        _write_tensor(file, key, tensor, on_tensor)
+
+
+def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, on_tensor: OnTensor | None) -> None:
+    array = tensor.read()
+    if (array.dtype, array.shape) != (tensor.dtype, tensor.shape):
+        raise ValueError(
+            f"{tensor.origin} gave {array.dtype} of shape {array.shape} for {quoted(key)}; "
+            f"expected {tensor.dtype} of shape {tensor.shape}"
+        )
+    if on_tensor is not None:
+        on_tensor(key, array)
+    view = _bytes_of(array.astype(array.dtype.newbyteorder("<"), copy=False))
+    for begin in range(0, len(view), _PIECE_BYTES):
+        piece = view[begin : begin + _PIECE_BYTES]
+        # TensorFlow's files take nothing but bytes; a local file takes the array's own memory.
+        file.write(piece if isinstance(file, io.BufferedIOBase) else bytes(piece))
 
 
 def sha256(array: np.ndarray) -> str:
