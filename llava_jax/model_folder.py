@@ -15,6 +15,7 @@ unread, and everything that is written is written from one.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,14 +58,16 @@ class Tokens:
 class About:
     """What the weights mean and how they want to be spoken to.
 
-    template: of conversation.py. image_mode: of image.py. start_end: the image stands between
-    <im_start> and <im_end>. context: positions the language model was trained on.
+    template, start_end_tokens, text_restarts: of conversation.py. image_mode: of image.py.
+    tower: what others call this vision tower. context: positions the language model was trained on.
     """
 
     config: LlavaConfig
     template: str = "v1"
+    start_end_tokens: bool = False
+    text_restarts: bool = True
     image_mode: str = "pad"
-    start_end: bool = False
+    tower: str | None = None
     context: int = 2048
     tokens: Tokens = Tokens()
 
@@ -96,14 +99,16 @@ class Base:
 class StoredModel:
     """A whole model, unread. leaves: by stored path, 'language/decoder/layers/3/q/kernel'.
 
-    digests: of the leaves, where they are known without reading. notes: what a user should know
-    of how it was opened.
+    tokenizer: the folder with its files, if there are any. digests: of the leaves, where they are
+    known without reading. own: the leaves that are not a base's. notes: what a user should know of
+    how it was opened.
     """
 
     about: About
     leaves: Mapping[str, Tensor]
-    tokenizer: Mapping[str, bytes]
+    tokenizer: epath.Path | None = None
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    own: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -169,10 +174,25 @@ def save(
         observer = Observer(on_bytes)
         orbax_io.save(folder / PARAMS, stored.leaves, observer)
         report = observer.report()
-        for name, content in stored.tokenizer.items():
+        for name, content in tokenizer_files(stored.tokenizer).items():
             files.write_bytes(folder / name, content)
         files.write_json(folder / DESCRIPTION, _described(stored, report, base))
     return report
+
+
+def thin(stored: StoredModel, base: epath.Path, dst: epath.Path) -> tuple[StoredModel, Base]:
+    """Only what is the model's own, and where the rest is, as seen from `dst`."""
+    if not stored.own or stored.own == stored.leaves.keys():
+        raise ValueError(
+            f"got a model with {len(stored.own)} of {len(stored.leaves)} leaves of its own; "
+            "expected some, and the others from the base"
+        )
+    # A relative path lets both folders move together.
+    remote = "://" in str(base) or "://" in str(dst)
+    place = str(base) if remote else os.path.relpath(os.path.realpath(base), os.path.realpath(dst))
+    leaves = {path: stored.leaves[path] for path in sorted(stored.own)}
+    own = dataclasses.replace(stored, leaves=leaves, tokenizer=None)
+    return own, Base(fingerprint(base), place)
 
 
 def _described(stored: StoredModel, report: Report, base: Base | None) -> dict[str, Any]:
@@ -233,7 +253,7 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
             f"{folder}: {DESCRIPTION} and params/ disagree:\n  " + "\n  ".join(sorted(problems))
         )
     digests = {path: tensor["sha256"] for path, tensor in tensors.items()}
-    tokenizer = read_tokenizer_files(folder)
+    tokenizer = tokenizer_folder(folder)
     if described.base is not None:
         under = _read_base(folder, described.base, base)
         leaves, digests = {**under.leaves, **leaves}, {**under.digests, **digests}
@@ -246,11 +266,17 @@ def fingerprint(folder: epath.Path) -> str:
     return _read_description(folder).fingerprint
 
 
-def read_tokenizer_files(folder: epath.Path) -> dict[str, bytes]:
+def tokenizer_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder itself, if there is a tokenizer in it."""
+    vocabularies = ("tokenizer.model", "tokenizer.json")
+    return folder if any((folder / name).exists() for name in vocabularies) else None
+
+
+def tokenizer_files(folder: epath.Path | None) -> dict[str, bytes]:
+    if folder is None:
+        return {}
     return {
-        name: (folder / name).read_bytes()
-        for name in TOKENIZER_FILES
-        if (folder / name).exists()
+        name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).exists()
     }
 
 
@@ -273,7 +299,7 @@ def _read_description(folder: epath.Path) -> _Description:
     if not isinstance(described, dict) or described.get("llava_jax") != FORMAT:
         got = described.get("llava_jax") if isinstance(described, dict) else described
         raise ValueError(
-            f"{file}: got format {got!r}, expected \"llava_jax\": {FORMAT}; import the weights "
+            f'{file}: got format {got!r}, expected "llava_jax": {FORMAT}; import the weights '
             "again with launch/convert.py"
         )
     for derived in ("llava_jax", "variant"):

@@ -46,7 +46,7 @@ def rows(prefix: str, config: ClipConfig) -> tuple[Row, ...]:
 
 
 def read_config(settings: Settings, **ours: Any) -> ClipConfig:
-    """From a CLIPVisionConfig's JSON. ours: what CLIP's own file does not say (select_layers, …)."""
+    """From a CLIPVisionConfig. ours: what CLIP's own file does not say (select_layers, …)."""
     model_type = settings.get("model_type", str, "clip_vision_model")
     if model_type != "clip_vision_model":
         raise ValueError(

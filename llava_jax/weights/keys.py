@@ -73,40 +73,41 @@ def to_ours(
         tensor = tensors.get(row.theirs)
         if tensor is None or (row.rows == ADDED and tensor.shape[:1] <= (vocab_size,)):
             continue
-        leaves[row.ours] = _changed([tensor], lambda x, r=row: r.way.to_ours(x[kept[r.rows]]))
+
+        def change(x: np.ndarray, row: Row = row) -> np.ndarray:
+            return row.way.to_ours(x[kept[row.rows]])
+
+        def read(tensor: Tensor = tensor, change=change) -> np.ndarray:
+            return np.ascontiguousarray(change(tensor.read()))
+
+        shape = change(_unread(tensor)).shape
+        leaves[row.ours] = Tensor(shape, tensor.dtype, read, tensor.origin)
     return leaves
 
 
 def to_theirs(rows: Sequence[Row], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors of the leaves that are there, in the table's order."""
-    parts: dict[str, list[tuple[Row, Tensor]]] = {}
+    parts: dict[str, list[tuple[Way, Tensor]]] = {}
     for row in rows:
         if row.ours in leaves:
-            parts.setdefault(row.theirs, []).append((row, leaves[row.ours]))
-
-    def join(ways: Sequence[Way]) -> Callable[..., np.ndarray]:
-        def joined(*arrays: np.ndarray) -> np.ndarray:
-            theirs = [way.to_theirs(x) for way, x in zip(ways, arrays, strict=True)]
-            return theirs[0] if len(theirs) == 1 else np.concatenate(theirs)
-
-        return joined
-
-    return {
-        key: _changed([tensor for _, tensor in found], join([row.way for row, _ in found]))
-        for key, found in parts.items()
-    }
+            parts.setdefault(row.theirs, []).append((row.way, leaves[row.ours]))
+    return {key: _joined(found) for key, found in parts.items()}
 
 
-def _changed(tensors: Sequence[Tensor], change: Callable[..., np.ndarray]) -> Tensor:
-    """The tensor that `change` makes of these, still unread."""
+def _joined(parts: Sequence[tuple[Way, Tensor]]) -> Tensor:
+    """One of their tensors, from leaves that hold its first rows, its next rows, …"""
+    shapes = [way.to_theirs(_unread(tensor)).shape for way, tensor in parts]
+    shape = shapes[0] if len(parts) == 1 else (sum(s[0] for s in shapes), *shapes[0][1:])
+    dtype = np.result_type(*(tensor.dtype for _, tensor in parts))
 
-    def empty(tensor: Tensor) -> np.ndarray:  # of its shape and dtype, in no memory
-        return np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)
+    def read() -> np.ndarray:
+        arrays = [way.to_theirs(tensor.read()) for way, tensor in parts]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype)
+        return np.ascontiguousarray(whole)
 
-    example = change(*map(empty, tensors))
-    return Tensor(
-        example.shape,
-        example.dtype,
-        lambda: np.ascontiguousarray(change(*(tensor.read() for tensor in tensors))),
-        tensors[0].origin,
-    )
+    return Tensor(shape, dtype, read, parts[0][1].origin)
+
+
+def _unread(tensor: Tensor) -> np.ndarray:
+    """An array of its shape that takes no memory, to learn what becomes of the shape."""
+    return np.broadcast_to(np.zeros((), np.bool_), tensor.shape)

@@ -71,7 +71,8 @@ def params_in_memory(
         kind = np.dtype(np.float32) if kind == np.float64 else kind
         parts: dict[str, np.ndarray] = {}
 
-        def part(index: Index) -> np.ndarray:
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None
             if str(index) not in parts:  # a leaf that is whole everywhere is read once
                 parts[str(index)] = _read_shard(tensors, stacked, shape.shape, index, kind)
             return parts[str(index)]

@@ -8,6 +8,7 @@ one: `ocp.StandardCheckpointer().restore(folder)` reads it.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,12 +90,7 @@ class _Handler(type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self._on_tensor = on_tensor
 
-    async def serialize(
-        self,
-        values: Sequence[_Leaf],
-        infos: Sequence[type_handlers.ParamInfo],
-        args: Sequence[type_handlers.SaveArgs] | None = None,
-    ):
+    async def serialize(self, values: Sequence[Any], infos, args=None):  # our _Leaf for np.ndarray
         args = args or [type_handlers.SaveArgs()] * len(values)
         return [
             future.CommitFutureAwaitingContractedSignals(
@@ -123,10 +119,10 @@ class _Handler(type_handlers.NumpyHandler):
                 coming = loop.run_in_executor(None, read, values[following])
             await self._background_serialize(arrays, infos[this], args[this])
 
-    async def deserialize(self, infos, args=None):
+    async def deserialize(self, infos, args=None) -> Any:
         handles = []
         for info in infos:
-            spec = type_handlers.get_json_tspec_read(info, use_ocdbt=info.is_ocdbt_checkpoint)
+            spec = type_handlers.get_json_tspec_read(info, use_ocdbt=bool(info.is_ocdbt_checkpoint))
             handles.append(ts.open(ts.Spec(spec), open=True, context=info.ts_context))
         return [_Leaf(info.name, await handle) for info, handle in zip(infos, handles, strict=True)]
 

@@ -7,19 +7,18 @@ several.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from llava_jax import tokenizer as tokenizers
-from llava_jax.model_folder import About, Tokens, read_tokenizer_files
+from llava_jax.model_folder import Tokens, tokenizer_folder
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.lora import LoraConfig
 from llava_jax.weights import clip, io, llama
-from llava_jax.weights.llava import HUB, LAYOUTS, ORIGINAL, Layout, layout_of
+from llava_jax.weights.llava import HUB, ORIGINAL, Layout, layout_of
 from llava_jax.weights.settings import Settings
 from llava_jax.weights.tensor import Tensor
 
@@ -44,7 +43,8 @@ class Hints:
     select_layers: tuple[int, ...] | None = None
     select: str | None = None
     image_mode: str | None = None
-    start_end: bool | None = None
+    start_end_tokens: bool | None = None
+    text_restarts: bool | None = None
     template: str | None = None
     image_token: int | None = None
     tower: str | None = None
@@ -65,8 +65,7 @@ class Source:
     hints: Hints = Hints()
     tokens: Tokens = Tokens()
     context: int = 2048
-    tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
-    about: About | None = None
+    tokenizer: epath.Path | None = None
     notes: tuple[str, ...] = ()
 
     def holds(self, prefix: str) -> bool:
@@ -114,8 +113,9 @@ def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) 
     # A config without a tower means the class's own default: ViT-L/14-336.
     default = {} if "vision_config" in settings else _VIT_L_336
     vision = Settings({**default, **vision.values}, vision.where)
-    if "tie_word_embeddings" not in text and "tie_word_embeddings" in settings:
-        text.values["tie_word_embeddings"] = settings.values["tie_word_embeddings"]
+    if "tie_word_embeddings" in settings:
+        tied = {"tie_word_embeddings": settings.values["tie_word_embeddings"]}
+        text = Settings({**tied, **text.values}, text.where)
     layers = settings.get("vision_feature_layer", (int, list), -2)
     strategy = settings.get("vision_feature_select_strategy", str, "default")
     if strategy not in ("default", "full"):
@@ -184,7 +184,7 @@ def _original_hints(settings: Settings) -> Hints:
         select_layers=(settings.get("mm_vision_select_layer", int, -2),),
         select=select,
         image_mode=modes[mode],
-        start_end=settings.get("mm_use_im_start_end", bool, False),
+        start_end_tokens=settings.get("mm_use_im_start_end", bool, False),
         tower=settings.get("mm_vision_tower", str, None),
     )
 
@@ -295,37 +295,36 @@ def _language(
         raise ValueError(
             f"{settings.where}: 'vocab_size' is {told}, and {table.origin} has {vocab_rows} rows"
         )
-    files = read_tokenizer_files(folder)
-    readable = files.keys() & {"tokenizer.model", "tokenizer.json"}
+    has_tokenizer = tokenizer_folder(folder)
     added, vocab_size = {}, vocab_rows
-    if readable:
+    if has_tokenizer is not None:
         loaded = tokenizers.load(folder)
         added, vocab_size = loaded.added, min(loaded.vocab_size, vocab_rows)
     generation = Settings.read_if_there(folder / "generation_config.json")
 
-    def id_of(name: str, default: int | None) -> int | None:
-        # Lists of several ends are cut to the first: the template's stop strings do the rest.
+    def id_of(name: str) -> int | None:
+        # Of several ends the first is taken: the template's stop strings do the rest.
         for each in (settings, generation):
             value = each.get(name, (int, list), None)
             if value is not None:
                 return value[0] if isinstance(value, list) else value
-        return default
+        return None
 
     return {
         "language": llama.read_config(settings, vocab_rows, vocab_size),
         "context": llama.read_context(settings),
-        "tokenizer": files,
+        "tokenizer": has_tokenizer,
         "tokens": Tokens(
-            bos=id_of("bos_token_id", 1),
-            eos=id_of("eos_token_id", 2),
-            pad=id_of("pad_token_id", None),
+            bos=1 if (bos := id_of("bos_token_id")) is None else bos,
+            eos=2 if (eos := id_of("eos_token_id")) is None else eos,
+            pad=id_of("pad_token_id"),
             image=image,
             image_start=added.get("<im_start>"),
             image_end=added.get("<im_end>"),
             image_patch=added.get("<im_patch>"),
         ),
         "notes": ()
-        if readable
+        if has_tokenizer
         else (f"{folder}: no tokenizer, so ids only, and no added ids are told apart",),
     }
 
@@ -384,12 +383,16 @@ def _hugging_face_image_mode(folder: epath.Path) -> str | None:
 
 def _template(folder: epath.Path) -> str | None:
     """Which of our templates the folder's own chat template speaks."""
+    text = ""
     for name in _CHAT_TEMPLATES:
         if (folder / name).exists():
-            text = (folder / name).read_text()
-            for mark, template in (("[INST]", "llava_llama_2"), ("###", "v0"), ("USER:", "v1")):
-                if mark in text:
-                    return template
+            whole = (folder / name).read_text()
+            is_json = name.endswith(".json")
+            text = Settings.read(folder / name).values.get("chat_template") if is_json else whole
+            break
+    for mark, template in (("[INST]", "llava_llama_2"), ("###", "v0"), ("USER:", "v1")):
+        if mark in str(text):
+            return template
     return None
 
 

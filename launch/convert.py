@@ -1,0 +1,174 @@
+"""Weights from and to PyTorch.
+
+import   a llava-hf, original LLaVA, CLIP, LLaMA or Vicuna folder, a projector or a LoRA
+         → a model folder of ours. What SRC lacks comes from --base: a CLIP folder for the tower,
+         a LLaMA folder for the language model, or what a delta or a LoRA stands on.
+export   a model folder (or any folder that can be imported) → llava-hf's layout, which
+         transformers, vLLM and others load, or the original LLaVA's.
+
+What a folder is, is told by its content. Tensors pass one by one: no more than a few are ever in
+memory. The destination appears when it is complete.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from llava_jax import cli, conversation, files, model_folder
+from llava_jax.model_folder import Base, Report, StoredModel
+from llava_jax.weights import exporting, verification
+from llava_jax.weights.assembly import Choices, open_model
+
+
+def main() -> None:
+    args = _parse()
+    bases = [files.path(base) for base in args.base]
+    choices = Choices(
+        allow_pickle=args.allow_pickle,
+        template=args.template,
+        projector=getattr(args, "projector", "mlp2x_gelu"),
+        seed=getattr(args, "seed", 0),
+        # Merged factors are no longer apart from the base.
+        keep_lora=getattr(args, "keep_lora", False) or getattr(args, "thin", False),
+    )
+    src, dst = files.path(args.src), files.path(args.dst)
+    stored = open_model(src, bases, choices)
+    for note in stored.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if args.verb == "import":
+        base = None
+        if args.thin:
+            stored, base = _thin(stored, args.base, dst)
+        report = _with_progress(
+            stored, lambda on_bytes: model_folder.save(stored, dst, base=base, on_bytes=on_bytes)
+        )
+    else:
+        report = _with_progress(
+            stored,
+            lambda on_bytes: exporting.export(
+                stored,
+                dst,
+                args.format,
+                projector_bin=args.projector_bin,
+                on_bytes=on_bytes,
+            ),
+        )
+    print(_summary(stored, report, args.dst))
+    if args.verify:
+        lines = (
+            verification.of_import(stored, report, dst)
+            if args.verb == "import"
+            else verification.of_export(stored, report, dst, args.format)
+        )
+        for line in lines:
+            print(f"verified: {line}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = cli.parser(
+        __doc__,
+        "python launch/convert.py import llava-v1.5-7b models/llava --base clip-vit-l-14-336",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="import|export")
+    importing = verbs.add_parser(
+        "import", help="PyTorch's weights → a model folder", description="See convert.py --help."
+    )
+    exporting_ = verbs.add_parser(
+        "export", help="a model folder → PyTorch's weights", description="See convert.py --help."
+    )
+    for verb in (importing, exporting_):
+        verb.add_argument("src", metavar="SRC", help="a folder, or a projector's file")
+        verb.add_argument("dst", metavar="DST", help="a new folder; gs:// works")
+        verb.add_argument(
+            "--base",
+            action="append",
+            default=[],
+            metavar="DIR",
+            help="a folder with parts SRC lacks; may be given several times",
+        )
+        verb.add_argument(
+            "--allow-pickle",
+            "--allow_pickle",
+            action="store_true",
+            help="read .bin files, by torch's restricted unpickler",
+        )
+        verb.add_argument(
+            "--template",
+            choices=sorted(conversation.TEMPLATES),
+            help="of the conversation; by default what SRC's files say, else v1",
+        )
+        verb.add_argument(
+            "--verify",
+            action="store_true",
+            help="read everything again: names, shapes, dtypes, hashes; and logits against "
+            "PyTorch, where it is installed (4 bytes of memory for each parameter)",
+        )
+    importing.add_argument(
+        "--projector",
+        default="mlp2x_gelu",
+        metavar="KIND",
+        help="of a stage-1 start, where it is drawn: linear or mlp2x_gelu (default)",
+    )
+    importing.add_argument("--seed", type=int, default=0, help="of that drawing (default 0)")
+    importing.add_argument(
+        "--keep_lora", action="store_true", help="keep a LoRA's factors; by default they are merged"
+    )
+    importing.add_argument(
+        "--thin",
+        action="store_true",
+        help="write only what SRC holds, naming --base, a model folder, for the rest",
+    )
+    exporting_.add_argument("--format", required=True, choices=exporting.FORMATS)
+    exporting_.add_argument(
+        "--projector_bin",
+        action="store_true",
+        help="original only: write mm_projector.bin too (needs torch)",
+    )
+    return parser.parse_args()
+
+
+def _thin(stored: StoredModel, bases: list[str], dst) -> tuple[StoredModel, Base]:
+    if len(bases) != 1 or not model_folder.is_model_folder(files.path(bases[0])):
+        raise ValueError(
+            f"got --thin with --base {bases or 'missing'}: expected one model folder of ours; "
+            "import the base first"
+        )
+    return model_folder.thin(stored, files.path(bases[0]), dst)
+
+
+def _with_progress(stored: StoredModel, write: Callable[[Callable[[int], None]], Report]) -> Report:
+    unit, size = ("MB", 10**6) if stored.nbytes >= 10**7 else ("kB", 10**3)
+    with cli.Progress(stored.nbytes // size, "converting", unit) as progress:
+        seen = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal seen
+            progress.advance((seen + count) // size - seen // size)
+            seen += count
+
+        return write(on_bytes)
+
+
+def _summary(stored: StoredModel, report: Report, dst: str) -> str:
+    """A table of the parts, and what deserves a second look."""
+    about = stored.about
+    lines = [
+        f"{dst}: {'LLaVA ' + about.variant if about.variant else 'a LLaVA of its own shape'}, "
+        f"template {about.template}, pictures by {about.image_mode}",
+        f"{'part':<16} {'tensors':>8} {'parameters':>15} {'GB':>7}  dtype",
+    ]
+    for part in ("vision", "projector", "row_end", "language"):
+        own = [t for path, t in stored.leaves.items() if path.split("/")[0] == part]
+        if own:
+            count = sum(t.nbytes // t.dtype.itemsize for t in own)
+            dtypes = ", ".join(sorted({t.dtype.name for t in own}))
+            size = sum(t.nbytes for t in own) / 1e9
+            lines.append(f"{part:<16} {len(own):>8} {count:>15,} {size:>7.2f}  {dtypes}")
+    for path, count in report.not_finite.items():
+        lines.append(f"note: {path} has {count} values that are NaN or infinite; kept")
+    lines.append(f"fingerprint {report.fingerprint}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
