@@ -77,16 +77,20 @@ def read_config(settings: Settings, vocab_rows: int, vocab_size: int) -> LlamaCo
         )
     for name, default in (("attention_bias", False), ("mlp_bias", False)):
         settings.only(name, False, default)
+    hidden_size = settings.get("hidden_size", int, 4096)
     num_heads = settings.get("num_attention_heads", int, 32)
+    head_dim = settings.get("head_dim", int, None)
+    # Written out by some and left out by others, the usual one is the same architecture.
+    usual = num_heads > 0 and head_dim == hidden_size // num_heads
     return LlamaConfig(
         vocab_size=vocab_size,
         added_vocab=vocab_rows - vocab_size,
-        hidden_size=settings.get("hidden_size", int, 4096),
+        hidden_size=hidden_size,
         intermediate_size=settings.get("intermediate_size", int, 11008),
         num_layers=settings.get("num_hidden_layers", int, 32),
         num_heads=num_heads,
         num_kv_heads=settings.get("num_key_value_heads", int, num_heads),
-        head_dim=settings.get("head_dim", int, None),
+        head_dim=None if usual else head_dim,
         rms_norm_eps=settings.get("rms_norm_eps", float, 1e-6),
         rope=_read_rope(settings),
         hidden_act=settings.get("hidden_act", str, "silu"),

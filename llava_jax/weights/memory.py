@@ -5,7 +5,9 @@ stacked, CLIP's blocks above the selected layer left out, the vocabulary padded 
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +18,8 @@ from llava_jax.sharding import Layout, leaf_paths
 from llava_jax.weights.tensor import Index, Tensor
 
 
-def stored_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def stored_shapes(config: LlavaConfig) -> Mapping[str, tuple[int, ...]]:
     """Every leaf a whole folder of this architecture holds: all CLIP blocks, no padding."""
     language = config.language
     # The highest hidden state needs all blocks.
@@ -36,7 +39,8 @@ def stored_shapes(config: LlavaConfig) -> dict[str, tuple[int, ...]]:
         else:
             shapes[path] = shape
     width = (config.vision.hidden_size,)
-    return shapes | {"vision/post_norm/scale": width, "vision/post_norm/bias": width}
+    shapes |= {"vision/post_norm/scale": width, "vision/post_norm/bias": width}
+    return MappingProxyType(shapes)
 
 
 def stored_path(path: str, layer: int) -> str:

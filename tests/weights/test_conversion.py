@@ -1,0 +1,309 @@
+"""Weights go through us and come back the same to the bit, whatever layout they came in."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from llava_jax import model_folder
+from llava_jax.model_folder import StoredModel
+from llava_jax.weights import exporting
+from llava_jax.weights.assembly import Choices, open_model
+from tests.weights import checkpoints
+from tests.weights.checkpoints import VOCAB, WIDTH, State, same
+
+
+def imported(folder: Path, src: Path, *bases: Path, **choices) -> StoredModel:
+    """What is read back from the model folder that importing `src` wrote."""
+    opened = open_model(epath.Path(src), [epath.Path(b) for b in bases], Choices(**choices))
+    model_folder.save(opened, epath.Path(folder))
+    return model_folder.read(epath.Path(folder))
+
+
+def exported(folder: Path, stored: StoredModel, format: str, **options) -> State:
+    exporting.export(stored, epath.Path(folder), format, **options)
+    return checkpoints.read(folder)
+
+
+def leaves_of(stored: StoredModel) -> State:
+    return {path: tensor.read() for path, tensor in stored.leaves.items()}
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        *((layout, "mixed") for layout in checkpoints.HUGGING_FACE),
+        *(("hub", dtype) for dtype in ("float32", "float16", "bfloat16")),
+    ],
+)
+def test_hugging_faces_layouts_come_back_as_the_hubs(tmp_path, layout, dtype):
+    src, state = checkpoints.hugging_face(tmp_path / "src", layout, dtype)
+    stored = imported(tmp_path / "ours", src)
+    back = exported(tmp_path / "back", stored, "hf")
+    theirs = checkpoints.HUGGING_FACE[layout]
+    as_hub = {}
+    for name, array in state.items():
+        for prefix, hub in sorted(
+            zip(theirs, checkpoints.HUGGING_FACE["hub"], strict=True), key=lambda p: -len(p[0])
+        ):
+            if name.startswith(prefix):
+                as_hub[hub + name.removeprefix(prefix)] = array
+                break
+    assert same(back, as_hub)
+
+
+@pytest.mark.parametrize("dtype", checkpoints.DTYPES)
+@pytest.mark.parametrize("linear", [False, True], ids=["v1.5", "v1"])
+def test_the_originals_layout_comes_back(tmp_path, linear, dtype):
+    added = ("<im_patch>", "<im_start>", "<im_end>") if linear else ()
+    src, state = checkpoints.original(tmp_path / "src", dtype, linear=linear, added=added)
+    stored = imported(tmp_path / "ours", src)
+    assert same(exported(tmp_path / "back", stored, "original"), state)
+
+
+def test_a_tower_from_its_own_folder_ends_up_inside(tmp_path):
+    src, state = checkpoints.original(tmp_path / "src", with_tower=False)
+    clip, clip_state = checkpoints.clip(tmp_path / "clip")
+    stored = imported(tmp_path / "ours", src, clip)
+    inside = {
+        checkpoints.ORIGINAL_TOWER + name.removeprefix("vision_model."): array
+        for name, array in clip_state.items()
+        if name.startswith("vision_model.")
+    }
+    assert same(exported(tmp_path / "back", stored, "original"), {**state, **inside})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "mixed"])
+def test_from_hugging_face_over_the_original_and_back(tmp_path, dtype):
+    src, state = checkpoints.hugging_face(tmp_path / "src", dtype=dtype)
+    ours = imported(tmp_path / "ours", src)
+    exporting.export(ours, epath.Path(tmp_path / "original"), "original")
+    again = imported(tmp_path / "again", tmp_path / "original")
+    assert same(leaves_of(again), leaves_of(ours))
+    assert again.about.config == ours.about.config
+    assert same(exported(tmp_path / "back", ours, "hf"), state)
+
+
+def test_all_blocks_of_the_tower_survive(tmp_path):
+    src, state = checkpoints.hugging_face(tmp_path / "src")
+    leaves = imported(tmp_path / "ours", src).leaves
+    last = checkpoints.BLOCKS - 1  # the model runs all but this one
+    key = f"vision_tower.vision_model.encoder.layers.{last}.mlp.fc2.weight"
+    np.testing.assert_array_equal(leaves[f"vision/layers/{last}/fc2/kernel"].read(), state[key])
+    key = "vision_tower.vision_model.post_layernorm.bias"
+    np.testing.assert_array_equal(leaves["vision/post_norm/bias"].read(), state[key])
+
+
+def test_exports_are_sharded_with_an_index(tmp_path):
+    src, state = checkpoints.hugging_face(tmp_path / "src")
+    stored = imported(tmp_path / "ours", src)
+    assert same(exported(tmp_path / "back", stored, "hf", shard_bytes=200_000), state)
+    index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+    shards = {path.name for path in (tmp_path / "back").glob("model-*-of-*.safetensors")}
+    assert len(shards) > 2
+    assert shards == set(index["weight_map"].values())
+    assert index["metadata"]["total_size"] == sum(array.nbytes for array in state.values())
+    assert open_model(epath.Path(tmp_path / "back")).about == stored.about
+
+
+def test_buffers_of_old_checkpoints_are_left_out_and_counted(tmp_path):
+    src, state = checkpoints.original(tmp_path / "src")
+    buffers = {
+        f"{checkpoints.ORIGINAL_TOWER}embeddings.position_ids": np.arange(17)[None],
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32),
+    }
+    old = checkpoints.write(
+        tmp_path / "old", {**state, **buffers}, checkpoints.original_config(VOCAB)
+    )
+    opened = open_model(epath.Path(old))
+    assert opened.leaves.keys() == open_model(epath.Path(src)).leaves.keys()
+    assert any(note.startswith("2 buffers") for note in opened.notes)
+
+
+# What is added to a vocabulary.
+
+
+def test_added_ids_are_split_off_and_known_by_the_tokenizer(tmp_path):
+    added = ("[PAD]", "<im_patch>", "<im_end>", "<im_start>")  # in an order of its own
+    src, state = checkpoints.original(tmp_path / "src", linear=True, added=added)
+    stored = imported(tmp_path / "ours", src)
+    table = state["model.embed_tokens.weight"]
+    embed = {name: stored.leaves[f"language/embed/{name}"].read() for name in ("table", "added")}
+    np.testing.assert_array_equal(embed["table"], table[:VOCAB])
+    np.testing.assert_array_equal(embed["added"], table[VOCAB:])
+    head = stored.leaves["language/head/added"].read()
+    np.testing.assert_array_equal(head, state["lm_head.weight"][VOCAB:].T)
+    tokens = stored.about.tokens
+    assert (tokens.image_patch, tokens.image_end, tokens.image_start) == (513, 514, 515)
+    assert stored.about.start_end_tokens
+    assert stored.about.config.language.added_vocab == 4
+
+
+def test_without_a_tokenizer_no_ids_are_told_apart(tmp_path):
+    src, state = checkpoints.hugging_face(tmp_path / "src", tokenizer=False)
+    stored = imported(tmp_path / "ours", src)
+    assert stored.about.config.language.added_vocab == 0
+    assert same(exported(tmp_path / "back", stored, "hf"), state)
+
+
+def test_rows_for_the_image_token_are_never_the_likeliest(tmp_path):
+    src, state = checkpoints.original(tmp_path / "src")
+    back = exported(tmp_path / "back", imported(tmp_path / "ours", src), "hf")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (config["image_token_index"], config["pad_token_id"]) == (VOCAB, VOCAB + 1)
+    assert config["text_config"]["vocab_size"] == VOCAB + 64
+    head = back["language_model.lm_head.weight"]
+    np.testing.assert_array_equal(head[:VOCAB], state["lm_head.weight"])
+    hidden = np.random.default_rng(0).standard_normal((1000, WIDTH))
+    logits = hidden @ head.T.astype(np.float64)
+    assert (logits.argmax(-1) < VOCAB).all()
+
+
+# Pieces of models.
+
+
+def lora_folder(folder: Path, dtype=np.float32, targets=("q_proj", "down_proj")) -> dict:
+    """A LoRA as the reference saves one: PEFT's factors, and the projector beside them."""
+    rng = np.random.default_rng(3)
+    places = {"q_proj": ("self_attn", WIDTH, WIDTH), "down_proj": ("mlp", checkpoints.MLP, WIDTH)}
+    factors = {}
+    for layer in range(checkpoints.LAYERS):
+        for name in targets:
+            block, inputs, outputs = places[name]
+            key = f"base_model.model.model.layers.{layer}.{block}.{name}"
+            factors[f"{key}.lora_A.weight"] = rng.standard_normal((4, inputs)).astype(dtype)
+            factors[f"{key}.lora_B.weight"] = rng.standard_normal((outputs, 4)).astype(dtype)
+    names = ("base_model.model.model.mm_projector.0", "base_model.model.model.mm_projector.2")
+    projector = checkpoints.draw(checkpoints.matrices(*names), seed=4)
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": list(targets)}
+    folder.mkdir()
+    for file, state in (("adapter_model", factors), ("non_lora_trainables", projector)):
+        checkpoints.write_file(folder / f"{file}.safetensors", state)
+    (folder / "adapter_config.json").write_text(json.dumps({**adapter, "lora_dropout": 0.05}))
+    (folder / "config.json").write_text(json.dumps(checkpoints.original_config(VOCAB)))
+    return {**factors, **projector}
+
+
+def test_a_lora_is_merged_into_its_base(tmp_path):
+    llama, base = checkpoints.llama(tmp_path / "llama", "float16")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    state = lora_folder(tmp_path / "lora")
+    stored = imported(tmp_path / "ours", tmp_path / "lora", llama, clip)
+    back = exported(tmp_path / "back", stored, "original")
+    for key, block in (
+        ("layers.1.self_attn.q_proj", "q"),
+        ("layers.0.mlp.down_proj", "down"),
+    ):
+        factor = f"base_model.model.model.{key}"
+        delta = (
+            state[f"{factor}.lora_B.weight"].astype(np.float64) @ state[f"{factor}.lora_A.weight"]
+        )
+        expected = base[f"model.{key}.weight"].astype(np.float64) + 4.0 * delta
+        # One rounding to f16.
+        np.testing.assert_allclose(back[f"model.{key}.weight"], expected, rtol=1e-3, atol=1e-3)
+        assert back[f"model.{key}.weight"].dtype == np.float16, block
+    untouched = "model.layers.0.self_attn.k_proj.weight"
+    np.testing.assert_array_equal(back[untouched], base[untouched])
+    np.testing.assert_array_equal(
+        back["model.mm_projector.2.weight"],
+        state["base_model.model.model.mm_projector.2.weight"],
+    )
+
+
+def test_a_lora_is_kept_beside_its_base(tmp_path):
+    llama, base = checkpoints.llama(tmp_path / "llama")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    state = lora_folder(tmp_path / "lora")
+    stored = imported(tmp_path / "ours", tmp_path / "lora", llama, clip, keep_lora=True)
+    lora = stored.about.config.language.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (4, 16.0, ("q", "down"))
+    layer = "language/decoder/layers/1/down"
+    factor = "base_model.model.model.layers.1.mlp.down_proj"
+    np.testing.assert_array_equal(
+        stored.leaves[f"{layer}/lora_a"].read(), state[f"{factor}.lora_A.weight"].T
+    )
+    np.testing.assert_array_equal(
+        stored.leaves[f"{layer}/lora_b"].read(), state[f"{factor}.lora_B.weight"]
+    )
+    np.testing.assert_array_equal(
+        stored.leaves[f"{layer}/kernel"].read(), base["model.layers.1.mlp.down_proj.weight"]
+    )
+
+
+def test_a_delta_is_added_to_its_base(tmp_path):
+    llama, base = checkpoints.llama(tmp_path / "llama", "float16")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    added = ("<im_patch>", "<im_start>", "<im_end>")
+    src, delta = checkpoints.original(
+        tmp_path / "delta", "float16", linear=True, with_tower=False, added=added
+    )
+    stored = imported(tmp_path / "ours", src, llama, clip)
+    back = exported(tmp_path / "back", stored, "original")
+    for key, values in delta.items():
+        expected = np.array(values)
+        if key in base:
+            expected[: len(base[key])] += base[key]
+        np.testing.assert_array_equal(back[key], expected, err_msg=key)
+    assert stored.about.template == "v0"
+    assert stored.about.tokens.image_start == VOCAB + 1
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
+def test_a_tower_and_a_language_model_make_a_start(tmp_path, kind):
+    llama, base = checkpoints.llama(tmp_path / "llama", "bfloat16")
+    clip, _ = checkpoints.clip(tmp_path / "clip", "float16")
+    one, same_seed, other = (
+        imported(tmp_path / f"ours{i}", llama, clip, projector=kind, seed=seed)
+        for i, seed in enumerate((7, 7, 8))
+    )
+    assert one.about.config.projector.kind == kind
+    assert same(leaves_of(one), leaves_of(same_seed))
+    drawn = one.leaves["projector/linear_0/kernel"].read()
+    assert not np.array_equal(drawn, other.leaves["projector/linear_0/kernel"].read())
+    assert 0.9 < np.abs(drawn).max() * checkpoints.TOWER**0.5 <= 1.0
+    table = one.leaves["language/embed/table"].read()
+    assert table.tobytes() == base["model.embed_tokens.weight"].tobytes()
+
+
+def test_a_projector_alone_goes_onto_a_base(tmp_path):
+    src, state = checkpoints.original(tmp_path / "whole")
+    other, _ = checkpoints.hugging_face(tmp_path / "base")
+    projector = {k: x for k, x in state.items() if k.startswith("model.mm_projector.")}
+    checkpoints.write_file(tmp_path / "mm_projector.safetensors", projector)
+    stored = imported(tmp_path / "ours", tmp_path / "mm_projector.safetensors", other)
+    back = exported(tmp_path / "back", stored, "original")
+    np.testing.assert_array_equal(
+        back["model.mm_projector.0.weight"], projector["model.mm_projector.0.weight"]
+    )
+
+
+def test_a_linear_projector_is_two_matrices_to_hugging_face(tmp_path):
+    src, state = checkpoints.original(tmp_path / "src", "bfloat16", linear=True)
+    ours = imported(tmp_path / "ours", src)
+    back = exported(tmp_path / "hf", ours, "hf")
+    second = back["multi_modal_projector.linear_2.weight"]
+    np.testing.assert_array_equal(second.astype(np.float32), np.eye(WIDTH, dtype=np.float32))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["projector_hidden_act"] == "linear"
+    again = imported(tmp_path / "again", tmp_path / "hf")
+    assert again.about.config.projector == ours.about.config.projector
+    for leaf in ("kernel", "bias"):
+        one, other = (x.leaves[f"projector/linear_0/{leaf}"].read() for x in (ours, again))
+        assert one.tobytes() == other.tobytes()
+
+
+def test_nan_and_infinity_are_kept_and_reported(tmp_path):
+    src, state = checkpoints.hugging_face(tmp_path / "whole", dtype="bfloat16")
+    key = "language_model.model.layers.0.mlp.up_proj.weight"
+    state[key][0, :2] = np.nan, -np.inf
+    odd = checkpoints.write(
+        tmp_path / "odd", state, json.loads((src / "config.json").read_text()), added=("<image>",)
+    )
+    opened = open_model(epath.Path(odd))
+    report = model_folder.save(opened, epath.Path(tmp_path / "ours"))
+    assert report.not_finite == {"language/decoder/layers/0/up/kernel": 2}
+    assert same(
+        exported(tmp_path / "back", model_folder.read(epath.Path(tmp_path / "ours")), "hf"), state
+    )
