@@ -75,7 +75,7 @@ class _TorchFile:
                 raise self._changed(key)
             # NumPy does not know all of PyTorch's dtypes: equal words, equal bits.
             word = _WORDS[array.itemsize]
-            words = tensor.detach().resolve_conj().resolve_neg().view(getattr(self._torch, word))
+            words = tensor.resolve_conj().resolve_neg().view(getattr(self._torch, word))
             self._torch.from_numpy(array.view(word)).copy_(words)
             return array
 

@@ -89,14 +89,14 @@ def test_torch_loads_what_we_write(tmp_path):
 
 
 def test_shards_and_index(tmp_path):
-    shapes = {"a": 3, "b": 4, "c": 9, "d": 1, "é": 7}  # c alone is more than a shard should be
+    shapes = {"z": 9, "a": 3, "b": 4, "c": 9, "d": 1, "é": 7}  # z and c are more than a shard
     arrays = {key: np.full(size, size, np.float32) for key, size in shapes.items()}
     weight_map = io.write_safetensors(tmp_path, as_tensors(arrays), shard_bytes=32)
-    parts = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
-    assert weight_map == dict(zip("abcdé", np.repeat(parts, [2, 1, 2]), strict=True))
+    parts = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+    assert weight_map == dict(zip("zabcdé", np.repeat(parts, [1, 2, 1, 2]), strict=True))
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert index == {
-        "metadata": {"total_parameters": 24, "total_size": 96},
+        "metadata": {"total_parameters": 33, "total_size": 132},
         "weight_map": weight_map,
     }
     for part in parts:
@@ -121,7 +121,7 @@ def test_a_file_of_tensorflow(tmp_path, monkeypatch):
 
     class GFile:
         def __init__(self, file):
-            self.read, self.tell, self._file = file.read, file.tell, file
+            self.tell, self._file = file.tell, file
 
         def __enter__(self):
             return self
@@ -131,6 +131,9 @@ def test_a_file_of_tensorflow(tmp_path, monkeypatch):
 
         def seek(self, offset, whence=0):
             self._file.seek(offset, whence)
+
+        def read(self, size):
+            return self._file.read(min(size, 3))  # it may give less than was asked for
 
         def write(self, data):
             assert isinstance(data, bytes)
@@ -189,8 +192,9 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
 def test_every_read_gives_a_fresh_array(tmp_path):
     io.write_file(tmp_path / "x.safetensors", as_tensors({"a": np.zeros(2)}))
     tensor = io.read_file(tmp_path / "x.safetensors")["a"]
-    tensor.read()[:] = 1
-    assert tensor.read().sum() == 0
+    one, other = tensor.read(), tensor.read()
+    one[:] = 1
+    assert other.sum() == 0
 
 
 @pytest.mark.parametrize("gives", [np.zeros(3, np.float32), np.zeros(2, np.float16)])

@@ -143,9 +143,10 @@ def test_pickled_shards(tmp_path):
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
 def test_no_pickle_without_the_flag(tmp_path, name):
-    (tmp_path / name).write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    for file in (name, "pytorch_model.more.bin"):
+        (tmp_path / file).write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
     message = (
-        rf"{re.escape(str(tmp_path / name))} is a pickle, and opening a pickle can run any code; "
+        rf"^{re.escape(str(tmp_path / name))} is a pickle, and opening a pickle can run any code; "
         r"expected \.safetensors.*--allow-pickle .*weights_only=True.*safer"
     )
     for read, where in ((io.read_weights, tmp_path), (io.read_file, tmp_path / name)):
@@ -181,6 +182,17 @@ def saved(torch, value, **options):
     file = BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()
+
+
+def test_pytorchs_advice_to_drop_the_protection_is_not_passed_on(tmp_path):
+    import_torch()
+    path = tmp_path / "x.bin"
+    path.write_bytes(pickle.dumps(Malicious(tmp_path / "ran"), protocol=4))
+    with pytest.raises(
+        ValueError, match="UnpicklingError: Unsupported operand 149; expected"
+    ) as error:
+        io.read_file(path, allow_pickle=True)
+    assert "weights_only" not in str(error.value)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
