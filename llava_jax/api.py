@@ -18,7 +18,7 @@ import numpy as np
 from llava_jax import conversation, files, tokenizer
 from llava_jax.batch import TEXT, Batch
 from llava_jax.engine import Engine, bucket
-from llava_jax.image import ImageProcessing, load_image, process
+from llava_jax.image import ImageProcessing
 from llava_jax.model_folder import About, StoredModel
 from llava_jax.models.llava import Llava
 from llava_jax.models.stack import Compute, Params
@@ -214,10 +214,10 @@ class Model:
     def _pixels(self, picture: Picture) -> np.ndarray:
         if self.about.image_mode == "anyres":
             raise ValueError("pictures in tiles (anyres) are not supported in generation yet")
-        processing = ImageProcessing(
-            mode=self.about.image_mode, size=self.about.config.vision.image_size
-        )
-        return process(load_image(picture), processing)[0]
+        vision = self.about.config.vision
+        mean_colour = tuple(int(255 * mean) for mean in vision.image_mean)
+        processing = ImageProcessing(self.about.image_mode, vision.image_size, mean_colour)
+        return processing.process(picture)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

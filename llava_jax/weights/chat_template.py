@@ -38,10 +38,16 @@ _CHAT = """\
 """
 
 
-def jinja(template: Template, *, eos: str = "</s>", image: str = "<image>") -> str:
-    """The chat template. BOS is not in it: the tokenizer adds it."""
+def jinja(template: Template, *, prefixed: bool, eos: str = "</s>", image: str = "<image>") -> str:
+    """The chat template. BOS is not in it: the tokenizer adds it.
+
+    prefixed: the tokenizer puts a ▁ in front of a text behind a special token. Where it does not
+    and the text restarts behind an image, a space gives the same id.
+    """
     if template.start_end_tokens:
         image = f"<im_start>{image}<im_end>"
+    elif template.text_restarts and not prefixed:
+        image = f"{image} "
     # What ends an answer is learned with it; between pieces only their text counts.
     words = {
         "SYSTEM": _quoted(template.system),

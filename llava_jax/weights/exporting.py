@@ -21,7 +21,11 @@ from llava_jax.weights.keys import to_theirs
 from llava_jax.weights.llava import HUB, ORIGINAL
 from llava_jax.weights.model_card import model_card
 from llava_jax.weights.tensor import Tensor, in_memory
-from llava_jax.weights.tokenizer_files import with_added
+from llava_jax.weights.tokenizer_files import (
+    prefixes_behind_specials,
+    with_added,
+    with_tokenizer_json,
+)
 
 SHARD_BYTES = 5_000_000_000
 FORMATS = ("hf", "original")
@@ -98,6 +102,7 @@ def hugging_face(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, byte
         rows = -(-(num_ids + 2) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
         tensors = {key: _with_mean_rows(key, tensor, rows) for key, tensor in tensors.items()}
         tokenizer = with_added(tokenizer, {"<image>": image, "<pad>": pad}, pad="<pad>")
+    tokenizer = with_tokenizer_json(tokenizer)
     texts = {
         "config.json": _hugging_face_config(stored, rows=rows, image=image, pad=pad),
         "generation_config.json": {
@@ -107,13 +112,12 @@ def hugging_face(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, byte
         },
         **_processor(about),
     }
-    chat = jinja(
-        template(
-            about.template,
-            start_end_tokens=about.start_end_tokens,
-            text_restarts=about.text_restarts,
-        )
+    conversation = template(
+        about.template,
+        start_end_tokens=about.start_end_tokens,
+        text_restarts=about.text_restarts,
     )
+    chat = jinja(conversation, prefixed=prefixes_behind_specials(tokenizer))
     texts["chat_template.json"] = {"chat_template": chat}
     as_bytes = {name: _json(value) for name, value in texts.items()}
     return tensors, {**as_bytes, "chat_template.jinja": chat.encode(), **tokenizer}
