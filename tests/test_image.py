@@ -202,6 +202,12 @@ def test_the_first_frame(kind):
     assert (load(data) == [255, 0, 0]).all()
 
 
+def test_a_phones_jpeg_with_a_second_picture():
+    pair = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
+    data = encoded(pair[0], "MPO", save_all=True, append_images=pair[1:])
+    assert (load(data) == 255).all()
+
+
 def test_transparency_is_dropped():
     clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):

@@ -107,7 +107,7 @@ def fit(
     too_long: TooLong,
     image_last: bool | None = None,
 ) -> Fitted:
-    """Renders a conversation into at most `max_tokens`, images counted in full.
+    """Renders a conversation to learn from into at most `max_tokens`, images counted in full.
 
     'cut_turns' leaves out rounds at the end, and if the first alone is too long, cuts its tokens;
     'cut_tokens' cuts the end off, between images, never through one; 'drop' gives the conversation
@@ -130,5 +130,5 @@ def fit(
     fits = int(np.searchsorted(ends, max_tokens, side="right"))
     if too_long == "drop" or not any(mask[:fits]):
         return Fitted([], [], dropped=True)
-    cut = int(ends[-1]) - (int(ends[fits - 1]) if fits else 0)
+    cut = int(ends[-1] - ends[fits - 1])
     return Fitted(ids[:fits], mask[:fits], cut_turns=len(turns) - len(kept), cut_tokens=cut)
