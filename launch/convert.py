@@ -40,11 +40,12 @@ def main() -> None:
         if args.thin:
             stored, base = _thin(stored, args.base, dst)
         report = _with_progress(
-            stored, lambda on_bytes: model_folder.save(stored, dst, base=base, on_bytes=on_bytes)
+            stored.nbytes,
+            lambda on_bytes: model_folder.save(stored, dst, base=base, on_bytes=on_bytes),
         )
     else:
         report = _with_progress(
-            stored,
+            exporting.exported_bytes(stored, args.format),
             lambda on_bytes: exporting.export(
                 stored,
                 dst,
@@ -136,9 +137,9 @@ def _thin(stored: StoredModel, bases: list[str], dst) -> tuple[StoredModel, Base
     return model_folder.thin(stored, files.path(bases[0]), dst)
 
 
-def _with_progress(stored: StoredModel, write: Callable[[Callable[[int], None]], Report]) -> Report:
-    unit, size = ("MB", 10**6) if stored.nbytes >= 10**7 else ("kB", 10**3)
-    with cli.Progress(stored.nbytes // size, "converting", unit) as progress:
+def _with_progress(total: int, write: Callable[[Callable[[int], None]], Report]) -> Report:
+    unit, size = ("MB", 10**6) if total >= 10**7 else ("kB", 10**3)
+    with cli.Progress(total // size, "converting", unit) as progress:
         seen = 0
 
         def on_bytes(count: int) -> None:

@@ -12,7 +12,7 @@ LAYERS = {
     4: "weights model_folder sharding optim metrics",
     5: "step checkpoint engine planner",
     6: "evals",
-    7: "server",
+    7: "api server",
     8: "__init__",
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms.split()}

@@ -228,7 +228,8 @@ def _projector(
         depth = 1
     elif act != "gelu" and depth > 1:
         raise ValueError(
-            f"{sources[0].where}: 'projector_hidden_act' is {act!r}, expected 'gelu' or 'linear'"
+            f"{sources[0].where}/config.json: 'projector_hidden_act' is {act!r}, expected 'gelu' "
+            "or 'linear'"
         )
     kind = "linear" if depth == 1 else f"mlp{depth}x_gelu"
     return ProjectorConfig(kind, vision.feature_size, width), tensors

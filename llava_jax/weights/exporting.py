@@ -69,6 +69,12 @@ def export(
     return report
 
 
+def exported_bytes(stored: StoredModel, format: str) -> int:
+    """What an export writes, for a progress bar."""
+    tensors, _ = (hugging_face if format == "hf" else _original)(stored)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def not_expressible(about: About, format: str) -> str | None:
     """What of the model the format has no words for."""
     config = about.config

@@ -7,7 +7,11 @@ one: `ocp.StandardCheckpointer().restore(folder)` reads it.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,22 +46,34 @@ def save(
     args = ocp.args.PyTreeSave(
         tree, save_args=save_args, ocdbt_target_data_file_size=_DATA_FILE_BYTES
     )
-    with _checkpointer(_Handler(on_tensor)) as checkpointer:
-        checkpointer.save(folder, args=args)
+    try:
+        with _quietly(), _checkpointer(_Handler(on_tensor)) as checkpointer:
+            checkpointer.save(folder, args=args)
+    except ValueError as error:
+        # TensorStore's errors of a full disk are no OSErrors, and carry the number in their text.
+        if number := re.search(r"os_error_code='(\d+)'", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
 
 
 def read(folder: epath.Path) -> dict[str, Tensor]:
     """The leaves of a checkpoint by path, unread."""
     if not (folder / "_METADATA").exists():
         raise ValueError(f"got {folder}, which holds no Orbax checkpoint (no '_METADATA')")
-    with _checkpointer(_Handler()) as checkpointer:
-        shapes = checkpointer.metadata(folder).item_metadata.tree
-        restore_args = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=_Leaf), shapes)
-        args = ocp.args.PyTreeRestore(restore_args=restore_args)
-        tree = checkpointer.restore(folder, args=args)
-    found = jax.tree_util.tree_leaves_with_path(tree)
+    try:
+        with _quietly(), _checkpointer(_Handler()) as checkpointer:
+            found = checkpointer.metadata(folder).item_metadata
+            if found is None:
+                raise ValueError("its metadata is damaged")
+            restore_args = jax.tree.map(
+                lambda leaf: ocp.RestoreArgs(restore_type=_Leaf), found.tree
+            )
+            args = ocp.args.PyTreeRestore(restore_args=restore_args)
+            tree = checkpointer.restore(folder, args=args)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{folder}: the Orbax checkpoint cannot be read: {error}") from error
     leaves = {}
-    for keys, leaf in found:
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         leaves[path] = _stored(leaf.tensor, f"{folder}: {path}")
     return leaves
@@ -113,18 +129,42 @@ class _Handler(type_handlers.NumpyHandler):
 
         groups = _groups([leaf.nbytes for leaf in values])
         coming = loop.run_in_executor(None, read, values[groups[0]])
-        for this, following in zip(groups, [*groups[1:], None], strict=True):
-            arrays = await coming
-            if following is not None:
-                coming = loop.run_in_executor(None, read, values[following])
-            await self._background_serialize(arrays, infos[this], args[this])
+        try:
+            for this, following in zip(groups, [*groups[1:], None], strict=True):
+                arrays = await coming
+                if following is not None:
+                    coming = loop.run_in_executor(None, read, values[following])
+                each = zip(arrays, infos[this], args[this], strict=True)
+                await _all([self._background_serialize([x], [i], [a]) for x, i, a in each])
+        finally:
+            await asyncio.gather(coming, return_exceptions=True)
 
     async def deserialize(self, infos, args=None) -> Any:
         handles = []
         for info in infos:
             spec = type_handlers.get_json_tspec_read(info, use_ocdbt=bool(info.is_ocdbt_checkpoint))
             handles.append(ts.open(ts.Spec(spec), open=True, context=info.ts_context))
-        return [_Leaf(info.name, await handle) for info, handle in zip(infos, handles, strict=True)]
+        opened = await asyncio.gather(*handles)
+        return [_Leaf(info.name, array) for info, array in zip(infos, opened, strict=True)]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Orbax logs tracebacks of the very errors it raises; said once is enough."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+async def _all(writes: Sequence[Awaitable]) -> None:
+    """Waits for every one, even if one fails: what is left behind would complain on its own."""
+    for result in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _groups(sizes: Sequence[int]) -> list[slice]:

@@ -10,7 +10,7 @@ import re
 import threading
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -46,6 +46,19 @@ def read(path: epath.Path) -> dict[str, Tensor]:
         for key, value in file.open().items()
         for where in [f"{path}: {key}"]
     }
+
+
+def write(path: epath.Path, tensors: Mapping[str, Tensor]) -> None:
+    """A file for torch.load, for readers that know no other; held in memory whole."""
+    torch = _import_torch(path)
+    state = {}
+    for key, tensor in tensors.items():
+        array = tensor.read()
+        # NumPy's bf16 is unknown to PyTorch: the bits go over as integers.
+        bits = array.view(_WORDS[array.dtype.itemsize]) if array.dtype.name == "bfloat16" else array
+        state[key] = torch.from_numpy(np.array(bits)).view(getattr(torch, array.dtype.name))
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 class _TorchFile:

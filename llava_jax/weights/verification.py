@@ -44,7 +44,9 @@ def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str)
     ours = to_ours(layout.rows(config), written, config.language.vocab_size)
     # An export may hold more rows than the model, for ids that are never said.
     back = {
-        path: tensor for path, tensor in ours.items() if tensor.shape == stored.leaves[path].shape
+        path: tensor
+        for path, tensor in ours.items()
+        if path in stored.leaves and tensor.shape == stored.leaves[path].shape
     }
     known = {path: digest for path, digest in stored.digests.items() if path in back}
     if known:

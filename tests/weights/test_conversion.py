@@ -268,7 +268,7 @@ def test_a_tower_and_a_language_model_make_a_start(tmp_path, kind):
 
 
 def test_a_projector_alone_goes_onto_a_base(tmp_path):
-    src, state = checkpoints.original(tmp_path / "whole")
+    _, state = checkpoints.original(tmp_path / "whole")
     other, _ = checkpoints.hugging_face(tmp_path / "base")
     projector = {k: x for k, x in state.items() if k.startswith("model.mm_projector.")}
     checkpoints.write_file(tmp_path / "mm_projector.safetensors", projector)
@@ -280,7 +280,7 @@ def test_a_projector_alone_goes_onto_a_base(tmp_path):
 
 
 def test_a_linear_projector_is_two_matrices_to_hugging_face(tmp_path):
-    src, state = checkpoints.original(tmp_path / "src", "bfloat16", linear=True)
+    src, _ = checkpoints.original(tmp_path / "src", "bfloat16", linear=True)
     ours = imported(tmp_path / "ours", src)
     back = exported(tmp_path / "hf", ours, "hf")
     second = back["multi_modal_projector.linear_2.weight"]
