@@ -3,8 +3,8 @@
 import   a llava-hf, original LLaVA, CLIP, LLaMA or Vicuna folder, a projector or a LoRA
          → a model folder of ours. What SRC lacks comes from --base: a CLIP folder for the tower,
          a LLaMA folder for the language model, or what a delta or a LoRA stands on.
-export   a model folder (or any folder that can be imported) → llava-hf's layout, which
-         transformers, vLLM and others load, or the original LLaVA's.
+export   a model folder, a training workdir, or any folder that can be imported → llava-hf's
+         layout, which transformers, vLLM and others load, or the original LLaVA's.
 
 What a folder is, is told by its content. Tensors pass one by one: no more than a few are ever in
 memory. The destination appears when it is complete.
@@ -14,10 +14,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from llava_jax import cli, conversation, files, model_folder
+from llava_jax import api, cli, conversation, files, model_folder
 from llava_jax.model_folder import Base, Report, StoredModel
 from llava_jax.weights import exporting, verification
-from llava_jax.weights.assembly import Choices, open_model
+from llava_jax.weights.assembly import Choices
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         keep_lora=getattr(args, "keep_lora", False) or getattr(args, "thin", False),
     )
     src, dst = files.path(args.src), files.path(args.dst)
-    stored = open_model(src, bases, choices)
+    stored = api.open_stored(src, bases, choices)
     for note in stored.notes:
         print(f"note: {note}", file=sys.stderr)
     if args.verb == "import":

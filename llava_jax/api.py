@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from llava_jax import conversation, files, tokenizer
+from llava_jax import checkpoint, conversation, files, tokenizer
 from llava_jax.batch import TEXT, Batch
 from llava_jax.engine import Engine, bucket
 from llava_jax.image import ImageProcessing
@@ -39,7 +40,7 @@ def load(
     compute: str | None = None,
     layout: Layout | None = None,
 ) -> "Model":
-    """The model in a folder: ours, llava-hf's, or the original LLaVA's.
+    """The model in a folder: ours, llava-hf's, the original LLaVA's, or a training workdir.
 
     base: folders of the parts it lacks (a tower, what a thin folder or a LoRA stands on).
     allow_pickle: read .bin files too. compute: "float32" or "bfloat16"; None is f32 on a CPU and
@@ -47,8 +48,17 @@ def load(
     """
     bases = [base] if isinstance(base, (str, os.PathLike)) else list(base)
     choices = Choices(allow_pickle=allow_pickle, template=template)
-    stored = open_model(files.path(folder), [files.path(b) for b in bases], choices)
+    stored = open_stored(files.path(folder), [files.path(b) for b in bases], choices)
     return from_stored(stored, compute=compute, layout=layout)
+
+
+def open_stored(
+    folder: epath.Path, bases: Sequence[epath.Path] = (), choices: Choices = Choices()
+) -> StoredModel:
+    """Whatever can be a model, its tensors unread: a folder of weights, or a training workdir."""
+    if checkpoint.is_workdir(folder):
+        return checkpoint.read_model(folder, *bases[:1])
+    return open_model(folder, bases, choices)
 
 
 def from_stored(
@@ -215,8 +225,8 @@ class Model:
         if self.about.image_mode == "anyres":
             raise ValueError("pictures in tiles (anyres) are not supported in generation yet")
         vision = self.about.config.vision
-        mean_colour = tuple(int(255 * mean) for mean in vision.image_mean)
-        processing = ImageProcessing(self.about.image_mode, vision.image_size, mean_colour)
+        red, green, blue = (int(255 * mean) for mean in vision.image_mean)
+        processing = ImageProcessing(self.about.image_mode, vision.image_size, (red, green, blue))
         return processing.process(picture)[0]
 
 

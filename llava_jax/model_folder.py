@@ -23,6 +23,7 @@ import numpy as np
 from etils import epath
 
 from llava_jax import files
+from llava_jax.image import Mode
 from llava_jax.models.llava import LlavaConfig, released
 from llava_jax.weights import orbax_io, settings
 from llava_jax.weights.io import sha256
@@ -66,7 +67,7 @@ class About:
     template: str = "v1"
     start_end_tokens: bool = False
     text_restarts: bool = True
-    image_mode: str = "pad"
+    image_mode: Mode = "pad"
     tower: str | None = None
     context: int = 2048
     tokens: Tokens = Tokens()
@@ -255,7 +256,7 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
     digests = {path: tensor["sha256"] for path, tensor in tensors.items()}
     tokenizer = tokenizer_folder(folder)
     if described.base is not None:
-        under = _read_base(folder, described.base, base)
+        under = read_base(folder, described.base, base)
         leaves, digests = {**under.leaves, **leaves}, {**under.digests, **digests}
         tokenizer = tokenizer or under.tokenizer
     check_leaves(leaves, stored_shapes(about.config))
@@ -325,7 +326,7 @@ def _read_description(folder: epath.Path) -> _Description:
     )
 
 
-def _read_base(folder: epath.Path, base: Base, given: epath.Path | None) -> StoredModel:
+def read_base(folder: epath.Path, base: Base, given: epath.Path | None) -> StoredModel:
     place = files.path(base.path) if given is None else given
     if given is None and "://" not in base.path and not place.is_absolute():
         place = folder / base.path

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from llava_jax import model_folder
+from llava_jax.image import Mode
 from llava_jax.model_folder import About, StoredModel
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llava import LlavaConfig
@@ -348,7 +349,7 @@ def _about(
     if template is None:
         template = "v1"
         notes.append("no file names a conversation template: 'v1' assumed (--template)")
-    trained = "crop" if config.projector.kind == "linear" else "pad"
+    trained: Mode = "crop" if config.projector.kind == "linear" else "pad"
     mode = hints.image_mode or trained
     if mode != trained and config.vision.image_size == 336:
         notes.append(

@@ -86,6 +86,31 @@ def params_in_memory(
     return jax.tree.map(load, leaf_paths(shapes), shapes, shardings)
 
 
+def stored_from_memory(config: LlavaConfig, tree: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leaves of the tree in memory as they are stored: a layer apart, the padding cut off."""
+    shapes = stored_shapes(config)
+    stored = {}
+    for path, tensor in tree.items():
+        stacked = "/layers/" in path
+        for layer in range(tensor.shape[0]) if stacked else [None]:
+            name = path if layer is None else stored_path(path, layer)
+            if name not in shapes:
+                raise ValueError(f"{tensor.origin}: not a leaf of this architecture")
+            stored[name] = _part_of(tensor, layer, shapes[name])
+    return stored
+
+
+def _part_of(tensor: Tensor, layer: int | None, shape: tuple[int, ...]) -> Tensor:
+    inside = tuple(slice(0, size) for size in shape)
+
+    def read() -> np.ndarray:
+        if layer is None:
+            return tensor.read_part(inside)
+        return tensor.read_part((slice(layer, layer + 1), *inside))[0]
+
+    return Tensor(tuple(shape), tensor.dtype, read, tensor.origin)
+
+
 def _read_shard(
     tensors: list[Tensor], stacked: bool, shape: tuple[int, ...], index: Index, dtype: np.dtype
 ) -> np.ndarray:

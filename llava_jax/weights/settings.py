@@ -95,6 +95,11 @@ def _read_field(settings: Settings, name: str, kind: Any) -> Any:
         if settings.values[name] is None:
             return None
         (kind,) = (k for k in typing.get_args(kind) if k is not types.NoneType)
+    if typing.get_origin(kind) is typing.Literal:
+        value, known = settings.values[name], typing.get_args(kind)
+        if value not in known:
+            raise ValueError(f"{settings.where}: {name!r} is {value!r}, expected one of {known}")
+        return value
     if dataclasses.is_dataclass(kind):
         return from_json(kind, settings.values[name], f"{settings.where}, {name!r}")  # pyright: ignore
     if typing.get_origin(kind) is tuple:

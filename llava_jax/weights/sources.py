@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from llava_jax import tokenizer as tokenizers
+from llava_jax.image import Mode
 from llava_jax.model_folder import Tokens, tokenizer_folder
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
@@ -42,7 +43,7 @@ class Hints:
 
     select_layers: tuple[int, ...] | None = None
     select: str | None = None
-    image_mode: str | None = None
+    image_mode: Mode | None = None
     start_end_tokens: bool | None = None
     text_restarts: bool | None = None
     template: str | None = None
@@ -175,7 +176,7 @@ def _original_hints(settings: Settings) -> Hints:
         return Hints()
     select = settings.get("mm_vision_select_feature", str, "patch")
     mode = settings.get("image_aspect_ratio", str, "square")
-    modes = {"square": "crop", "pad": "pad", "anyres": "anyres"}
+    modes: dict[str, Mode] = {"square": "crop", "pad": "pad", "anyres": "anyres"}
     if mode not in modes:
         raise ValueError(
             f"{settings.where}: 'image_aspect_ratio' is {mode!r}, expected one of {sorted(modes)}"
@@ -371,7 +372,7 @@ def _unwrapped(tensors: Tensors) -> dict[str, Tensor]:
     return _renamed(plain, ORIGINAL)
 
 
-def _hugging_face_image_mode(folder: epath.Path) -> str | None:
+def _hugging_face_image_mode(folder: epath.Path) -> Mode | None:
     processor = Settings.read_if_there(folder / "processor_config.json").inner("image_processor")
     settings = processor if processor.values else None
     if settings is None and (folder / "preprocessor_config.json").exists():

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from llava_jax import tokenizer as ours
 from llava_jax.model_folder import tokenizer_files
@@ -25,7 +26,7 @@ TEXTS = [
 
 def made(folder: Path, legacy: bool):
     tokenizers = pytest.importorskip("tokenizers")
-    files = with_added(tokenizer_files(folder), {"<image>": 600, "<pad>": 601}, pad="<pad>")
+    files = with_added(tokenizer_files(epath.Path(folder)), {"<image>": 600, "<pad>": 601}, pad="<pad>")
     files = with_tokenizer_json(files)
     assert prefixes_behind_specials(files) is legacy
     return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -57,7 +58,7 @@ def test_ids_are_sentencepieces(tmp_path, legacy, which, request):
 
 def test_added_tokens_are_in_every_file(tmp_path):
     write_tokenizer(tmp_path, ("<im_patch>",))
-    files = with_added(tokenizer_files(tmp_path), {"<image>": 513, "<pad>": 514}, pad="<pad>")
+    files = with_added(tokenizer_files(epath.Path(tmp_path)), {"<image>": 513, "<pad>": 514}, pad="<pad>")
     files = with_tokenizer_json(files)
     expected = {"<im_patch>": 512, "<image>": 513, "<pad>": 514}
     assert json.loads(files["added_tokens.json"]) == expected
@@ -75,7 +76,7 @@ def test_added_tokens_are_in_every_file(tmp_path):
 
 def test_a_tokenizer_json_that_is_there_gets_the_tokens_too(tmp_path):
     write_tokenizer(tmp_path)
-    files = with_tokenizer_json(tokenizer_files(tmp_path))
+    files = with_tokenizer_json(tokenizer_files(epath.Path(tmp_path)))
     again = with_added(files, {"<image>": 512}, pad="<unk>")
     fast = json.loads(again["tokenizer.json"])
     assert fast["added_tokens"][-1] == {
