@@ -2,7 +2,9 @@
 
 Everything is written beside its destination under a temporary name and renamed when complete, so
 a reader never sees half a file and a failure leaves what was there before. Renaming is atomic on a
-local disk and for one object in a bucket; a folder in a bucket is moved object by object.
+local disk and for one object in a bucket. A folder in a bucket is moved object by object, without
+its bytes being read: subfolders first, then its own files, then the one a reader looks for; what
+was moved before a failure is removed again.
 
 A process that is killed outright leaves its `.NAME.unfinished-…` behind: safe to delete.
 """
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
+from etils.epath import backend
 
 # Errors of a full or failing disk carry no file name: the system call knew only a descriptor.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -42,12 +45,15 @@ def new_file(dst: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                     # Before the rename: after a power cut a renamed file could hold nothing.
                     file.flush()
                     os.fsync(file.fileno())
-            if _is_remote(dst):
+            if (client := _client(dst)) is not None:
+                # Not replace(): it looks for folders of either name, a dozen requests for a file.
+                client.mv([str(temporary)], [str(dst)])
+            elif _is_remote(dst):
                 temporary.replace(dst)
             else:
                 os.replace(temporary, dst)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with _cleaning_up():
                 temporary.unlink(missing_ok=True)
             raise
 
@@ -67,13 +73,18 @@ def write_json(dst: str | os.PathLike[str], value: Any) -> None:
 
 
 @contextlib.contextmanager
-def fresh_folder(dst: str | os.PathLike[str]) -> Iterator[epath.Path]:
+def fresh_folder(dst: str | os.PathLike[str], *, last: str | None = None) -> Iterator[epath.Path]:
     """A folder to fill; it becomes `dst` when the block ends without an error.
 
     One process fills it. A destination that already holds something is refused at once, before
-    the work of an hour is done for nothing.
+    the work of an hour is done for nothing. last: the file by which readers know a whole folder;
+    in a bucket it comes when all others are there.
     """
     dst = _real(dst)
+    client = _client(dst)
+    if client is not None:
+        # It remembers what it once listed, and others write there too.
+        client.invalidate_cache()
     if dst.exists():
         if not dst.is_dir():
             raise ValueError(f"got {dst}, a file; expected the name of a new folder")
@@ -87,15 +98,56 @@ def fresh_folder(dst: str | os.PathLike[str]) -> Iterator[epath.Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            if _is_remote(dst):
+            if client is not None:
+                _move_objects(client, str(temporary), str(dst), last)
+                with _cleaning_up():  # some buckets have real folders, empty now
+                    temporary.rmtree(missing_ok=True)
+            elif _is_remote(dst):
                 temporary.rename(dst)
             else:
                 # Takes the place of an empty folder, and fails if someone filled it meanwhile.
                 os.rename(temporary, dst)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with _cleaning_up():
                 temporary.rmtree(missing_ok=True)
             raise
+
+
+def _move_objects(client: Any, source: str, dst: str, last: str | None) -> None:
+    """Moves a folder within a bucket so that what says it is whole comes when it is.
+
+    Not client.mv(recursive=True): it moves in no order, and leaves half a folder when it fails.
+    """
+    # Only find() asks the bucket: what Orbax wrote went past this client, and what it remembers.
+    if client.find(dst):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), dst)
+    # The client's own names have no scheme before them.
+    root = client._strip_protocol(source)
+    inside = [name.removeprefix(root).lstrip("/") for name in client.find(source)]
+    deep = [name for name in inside if "/" in name]
+    own = [name for name in inside if "/" not in name and name != last]
+    waves = [deep, own, [name for name in inside if name == last]]
+    try:
+        for wave in filter(None, waves):
+            client.mv([f"{source}/{name}" for name in wave], [f"{dst}/{name}" for name in wave])
+    except BaseException:
+        for name in inside:
+            with _cleaning_up():
+                client.rm_file(f"{dst}/{name}")
+        raise
+
+
+def _client(name: epath.Path) -> Any:
+    """The file system of fsspec behind a path in a bucket; None if there is none: the path is
+    local, or TensorFlow is installed, which epath then prefers."""
+    if getattr(name, "_backend", None) is not backend.fsspec_backend:
+        return None
+    return backend.fsspec_backend.fs(name)
+
+
+def _cleaning_up() -> contextlib.AbstractContextManager[None]:
+    """After an error: a second one must not hide it. Buckets' clients have kinds of their own."""
+    return contextlib.suppress(Exception)
 
 
 def _real(name: str | os.PathLike[str]) -> epath.Path:
