@@ -57,7 +57,7 @@ def open_stored(
 ) -> StoredModel:
     """Whatever can be a model, its tensors unread: a folder of weights, or a training workdir."""
     if checkpoint.is_workdir(folder):
-        return checkpoint.read_model(folder, *bases[:1])
+        return checkpoint.read_model(folder, bases[0] if bases else None)
     return open_model(folder, bases, choices)
 
 
@@ -72,10 +72,18 @@ def from_stored(
         about=stored.about,
         engine=Engine(model),
         params=params_in_memory(stored.about.config, stored.leaves, layout),
-        tokenizer=None if stored.tokenizer is None else tokenizer.load(stored.tokenizer),
+        tokenizer=_tokenizer(stored),
         layout=layout,
         notes=stored.notes,
     )
+
+
+def _tokenizer(stored: StoredModel) -> Tokenizer | None:
+    if stored.tokenizer is None:
+        return None
+    loaded = tokenizer.load(stored.tokenizer)
+    specials = {**loaded.specials, **stored.added_tokens}
+    return dataclasses.replace(loaded, specials=specials)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def read_model(
         about,
         leaves,
         under.tokenizer,
-        digests,
+        digests=digests,
         own=frozenset(trained),
         notes=(f"step {folder.name} of {workdir}: {len(trained)} tensors trained",),
     )

@@ -29,6 +29,7 @@ from llava_jax.weights import orbax_io, settings
 from llava_jax.weights.io import sha256
 from llava_jax.weights.memory import stored_shapes
 from llava_jax.weights.tensor import Tensor
+from llava_jax.weights.tokenizer_files import with_added
 
 FORMAT = 1
 DESCRIPTION, PARAMS = "llava.json", "params"
@@ -100,14 +101,15 @@ class Base:
 class StoredModel:
     """A whole model, unread. leaves: by stored path, 'language/decoder/layers/3/q/kernel'.
 
-    tokenizer: the folder with its files, if there are any. digests: of the leaves, where they are
-    known without reading. own: the leaves that are not a base's. notes: what a user should know of
-    how it was opened.
+    tokenizer: the folder with its files, if there are any. added_tokens: those it does not have
+    yet. digests: of the leaves, where they are known without reading. own: the leaves that are not
+    a base's. notes: what a user should know of how it was opened.
     """
 
     about: About
     leaves: Mapping[str, Tensor]
     tokenizer: epath.Path | None = None
+    added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -115,6 +117,10 @@ class StoredModel:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.leaves.values())
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        read = tokenizer_files(self.tokenizer)
+        return with_added(read, self.added_tokens) if self.added_tokens else read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +181,7 @@ def save(
         observer = Observer(on_bytes)
         orbax_io.save(folder / PARAMS, stored.leaves, observer)
         report = observer.report()
-        for name, content in tokenizer_files(stored.tokenizer).items():
+        for name, content in stored.tokenizer_files().items():
             files.write_bytes(folder / name, content)
         files.write_json(folder / DESCRIPTION, _described(stored, report, base))
     return report
@@ -260,7 +266,7 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
         leaves, digests = {**under.leaves, **leaves}, {**under.digests, **digests}
         tokenizer = tokenizer or under.tokenizer
     check_leaves(leaves, stored_shapes(about.config))
-    return StoredModel(about, leaves, tokenizer, digests)
+    return StoredModel(about, leaves, tokenizer, digests=digests)
 
 
 def fingerprint(folder: epath.Path) -> str:

@@ -7,7 +7,7 @@ but for the projector of a stage-1 start, which is drawn.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from llava_jax.image import Mode
 from llava_jax.model_folder import About, StoredModel
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llava import LlavaConfig
-from llava_jax.models.lora import OUTPUT_FIRST, LoraConfig
+from llava_jax.models.lora import LoraConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.weights import llama
+from llava_jax.weights.deltas import merged, with_new_rows, without_deltas
 from llava_jax.weights.keys import Row, to_ours, to_theirs
 from llava_jax.weights.llava import HUB
 from llava_jax.weights.memory import stored_shapes
@@ -54,7 +55,7 @@ def open_model(
     if model_folder.is_model_folder(src):
         return model_folder.read(src, *bases[:1])
     sources = [_open(place, choices) for place in (src, *bases)]
-    sources = _without_deltas(sources)
+    sources = with_new_rows(without_deltas(sources))
     tensors, givers = _parts_of(sources)
     language_source = givers.get("language model")
     if language_source is None or language_source.language is None:
@@ -80,7 +81,7 @@ def open_model(
     leaves = _leaves(config, tensors)
     own = {row.ours for row in _rows(config) if row.theirs in sources[0].tensors}
     if lora is not None and not choices.keep_lora:
-        leaves = _merged(lora, leaves)
+        leaves = merged(lora, leaves)
         language = dataclasses.replace(language, lora=LoraConfig())
         config = dataclasses.replace(config, language=language)
 
@@ -90,6 +91,7 @@ def open_model(
         about,
         leaves,
         language_source.tokenizer,
+        language_source.added_tokens,
         own=frozenset(own & leaves.keys()),
         notes=(*notes, *said),
     )
@@ -123,43 +125,6 @@ def _open(place: epath.Path, choices: Choices) -> Source:
 
 
 # Parts.
-
-
-def _without_deltas(sources: list[Source]) -> list[Source]:
-    """The first source's language model added to the base's, where both have one and the first
-    has nothing else that a base could be for."""
-    first, bases = sources[0], sources[1:]
-    under = next((base for base in bases if base.holds(HUB.decoder)), None)
-    if not first.holds(f"{HUB.decoder}layers.") or first.kind == "LoRA" or under is None:
-        return sources
-    if under.kind != "LLaMA":
-        raise ValueError(
-            f"got a {first.kind} over a base with a language model of its own ({under.where}); "
-            "expected a LLaMA folder, if the first is a delta on it, or no such base"
-        )
-    added = {
-        key: _added(tensor, under.tensors[key]) if key in under.tensors else tensor
-        for key, tensor in first.tensors.items()
-    }
-    note = f"{first.where} was taken for a delta and added to {under.where}"
-    hints = first.hints
-    if hints.template is None:  # LLaVA gave out deltas for its first models only
-        hints = dataclasses.replace(hints, template="v0", text_restarts=False)
-    whole = dataclasses.replace(first, tensors=added, hints=hints, notes=(*first.notes, note))
-    return [whole, *(base for base in bases if base is not under)]
-
-
-def _added(delta: Tensor, base: Tensor) -> Tensor:
-    """Their sum in the delta's dtype; rows the delta has beyond the base's are its own."""
-    if delta.shape[1:] != base.shape[1:] or delta.shape[:1] < base.shape[:1]:
-        raise ValueError(f"{delta.origin}: got shape {delta.shape} on {base.shape} of the base")
-
-    def read() -> np.ndarray:
-        whole, under = np.array(delta.read()), base.read()
-        whole[: len(under)] += under.astype(whole.dtype)
-        return whole
-
-    return Tensor(delta.shape, delta.dtype, read, delta.origin)
 
 
 def _parts_of(sources: Sequence[Source]) -> tuple[dict[str, Tensor], dict[str, Source]]:
@@ -289,33 +254,6 @@ def _leaves(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Ten
             f"{len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems)
         )
     return to_ours(rows, tensors, config.language.vocab_size)
-
-
-def _merged(lora: LoraConfig, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The deltas added into their kernels, in f32 and rounded once."""
-    merged = {path: t for path, t in leaves.items() if not path.endswith(("lora_a", "lora_b"))}
-    for path in leaves:
-        parent, _, name = path.rpartition("/")
-        if name == "lora_a":
-            kernel = leaves[f"{parent}/kernel"]
-            merged[f"{parent}/kernel"] = dataclasses.replace(
-                kernel, read=_merging(lora, parent, leaves), part=None
-            )
-    return merged
-
-
-def _merging(
-    lora: LoraConfig, parent: str, leaves: Mapping[str, Tensor]
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        kernel = leaves[f"{parent}/kernel"].read()
-        a_IR, b_OR = (leaves[f"{parent}/{name}"].read() for name in ("lora_a", "lora_b"))
-        delta_IO = a_IR.astype(np.float32) @ b_OR.astype(np.float32).T
-        output_first = parent.rpartition("/")[2] in OUTPUT_FIRST
-        delta = np.float32(lora.scale) * (delta_IO.T if output_first else delta_IO)
-        return (kernel.astype(np.float32) + delta).astype(kernel.dtype)
-
-    return read
 
 
 # What the model is, beyond its weights.

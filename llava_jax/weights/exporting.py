@@ -14,17 +14,18 @@ from etils import epath
 
 from llava_jax import files
 from llava_jax.conversation import template
-from llava_jax.model_folder import About, Observer, Report, StoredModel, tokenizer_files
+from llava_jax.model_folder import About, Observer, Report, StoredModel
 from llava_jax.weights import clip, io, llama, torch_files
 from llava_jax.weights.chat_template import jinja
+from llava_jax.weights.deltas import mean_row
 from llava_jax.weights.keys import to_theirs
 from llava_jax.weights.llava import HUB, ORIGINAL
 from llava_jax.weights.model_card import model_card
 from llava_jax.weights.tensor import Tensor, in_memory
 from llava_jax.weights.tokenizer_files import (
+    for_hugging_face,
     prefixes_behind_specials,
     with_added,
-    with_tokenizer_json,
 )
 
 SHARD_BYTES = 5_000_000_000
@@ -102,13 +103,13 @@ def hugging_face(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, byte
         tensors = _with_identity(tensors, about.config.projector.output_size)
     num_ids = about.config.language.num_ids
     image, pad = about.tokens.image, about.tokens.pad
-    tokenizer, rows = tokenizer_files(stored.tokenizer), num_ids
+    tokenizer, rows = stored.tokenizer_files(), num_ids
     if image is None:
         image, pad = num_ids, num_ids + 1
         rows = -(-(num_ids + 2) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
         tensors = {key: _with_mean_rows(key, tensor, rows) for key, tensor in tensors.items()}
         tokenizer = with_added(tokenizer, {"<image>": image, "<pad>": pad}, pad="<pad>")
-    tokenizer = with_tokenizer_json(tokenizer)
+    tokenizer = for_hugging_face(tokenizer)
     texts = {
         "config.json": _hugging_face_config(stored, rows=rows, image=image, pad=pad),
         "generation_config.json": {
@@ -151,8 +152,7 @@ def _with_mean_rows(key: str, tensor: Tensor, rows: int) -> Tensor:
 
     def read() -> np.ndarray:
         known = tensor.read()
-        mean = sum(known[i : i + 4096].sum(0, dtype=np.float32) for i in range(0, len(known), 4096))
-        new = np.broadcast_to(mean / np.float32(len(known)), (rows - len(known), known.shape[1]))
+        new = np.broadcast_to(mean_row(known), (rows - len(known), known.shape[1]))
         return np.concatenate([known, new.astype(known.dtype)])
 
     return Tensor((rows, *tensor.shape[1:]), tensor.dtype, read, tensor.origin)
@@ -235,7 +235,7 @@ def _original(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, bytes]]
             }
         ),
     }
-    return tensors, {**texts, **tokenizer_files(stored.tokenizer)}
+    return tensors, {**texts, **stored.tokenizer_files()}
 
 
 def _original_pad(about: About) -> int:

@@ -8,12 +8,14 @@ without `vision_model.`; all four are read, the hub's is written.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.weights import clip, llama
 from llava_jax.weights.keys import TRANSPOSED, Row, table
+from llava_jax.weights.tensor import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,10 @@ ORIGINAL = Layout(
     head="lm_head.",
     row_end="model.image_newline",
 )
+# transformers wraps what it trains; LLaVA's own saves keep some of the wrapping.
+_WRAPPED_PROJECTOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?mm_projector\.")
+_WRAPPED_OTHER = re.compile(r"(?:base_model\.model\.)?(?=model\.|lm_head\.)")
+
 # Longer prefixes first: a plain tower's prefix begins those of the others.
 LAYOUTS = (HUB, HUB_PLAIN_TOWER, IN_MEMORY, IN_MEMORY_PLAIN_TOWER, ORIGINAL)
 
@@ -77,6 +83,48 @@ def layout_of(keys: Iterable[str]) -> Layout | None:
     if has(ORIGINAL.projector):
         return ORIGINAL
     return next((x for x in LAYOUTS if has(x.projector) and has(x.vision)), None)
+
+
+def renamed(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The same under the hub's names; what the layout does not know keeps its own."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        renamed[_hub_name(key, layout)] = tensor
+    return renamed
+
+
+def _hub_name(key: str, layout: Layout) -> str:
+    if key == layout.row_end:
+        return HUB.row_end
+    parts = [
+        (layout.vision, HUB.vision),
+        (layout.projector, HUB.projector),
+        (layout.head, HUB.head),
+        (layout.decoder, HUB.decoder),
+    ]
+    # A longer prefix first: "model." begins "model.mm_projector." too.
+    for theirs, hub in sorted(parts, key=lambda part: -len(part[0])):
+        if key.startswith(theirs):
+            rest = key.removeprefix(theirs)
+            return hub + (_hub_matrix(rest) if theirs == ORIGINAL.projector else rest)
+    return key
+
+
+def _hub_matrix(name: str) -> str:
+    """'weight' → 'linear_1.weight' and '2.weight' → 'linear_2.weight'."""
+    number, dot, leaf = name.rpartition(".")
+    if not dot:
+        return f"linear_1.{leaf}"
+    return f"linear_{int(number) // 2 + 1}.{leaf}" if number.isdecimal() else name
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What LLaVA saved beside a model, with or without PEFT's and the model's own prefixes."""
+    plain = {}
+    for key, tensor in tensors.items():
+        own = _WRAPPED_PROJECTOR.sub(ORIGINAL.projector, key, count=1)
+        plain[own if own != key else _WRAPPED_OTHER.sub("", key, count=1)] = tensor
+    return renamed(plain, ORIGINAL)
 
 
 def projector_rows(layout: Layout, config: ProjectorConfig) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.lora import LoraConfig
 from llava_jax.weights import clip, io, llama
-from llava_jax.weights.llava import HUB, ORIGINAL, Layout, layout_of
+from llava_jax.weights.llava import HUB, ORIGINAL, Layout, layout_of, renamed, unwrapped
 from llava_jax.weights.settings import Settings
 from llava_jax.weights.tensor import Tensor
 
@@ -29,9 +29,6 @@ _PROJECTOR_FILES = ("mm_projector.safetensors", "mm_projector.bin")
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _BESIDE_ADAPTER = ("non_lora_trainables.safetensors", "non_lora_trainables.bin")
 _CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
-# transformers wraps what it trains; LLaVA's own saves keep some of the wrapping.
-_WRAPPED_PROJECTOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?mm_projector\.")
-_WRAPPED_OTHER = re.compile(r"(?:base_model\.model\.)?(?=model\.|lm_head\.)")
 _DERIVED = re.compile(rf".*(?:{clip.DERIVED}|{llama.DERIVED})")
 # A whole CLIP also reads texts.
 _CLIP_TEXT_SIDE = re.compile(r"text_model\.|(text|visual)_projection\.|logit_scale$")
@@ -67,6 +64,7 @@ class Source:
     tokens: Tokens = Tokens()
     context: int = 2048
     tokenizer: epath.Path | None = None
+    added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def holds(self, prefix: str) -> bool:
@@ -125,7 +123,7 @@ def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) 
             "'default' or 'full'"
         )
     image = settings.get("image_token_index", int, settings.get("image_token_id", int, 32000))
-    hub = _renamed(tensors, layout)
+    hub = renamed(tensors, layout)
     return Source(
         kind=layout.name,
         where=str(folder),
@@ -159,7 +157,7 @@ def _original(folder, settings: Settings, layout: Layout, tensors: Tensors) -> S
             f"{folder}: config.json is of a llava-hf and the keys are the original LLaVA's; "
             "expected both of one kind"
         )
-    hub = _renamed(tensors, layout)
+    hub = renamed(tensors, layout)
     return Source(
         kind=layout.name,
         where=str(folder),
@@ -220,7 +218,7 @@ def _tower_inside(settings: Settings, hub: Tensors) -> ClipConfig | None:
 def _llama(folder, settings: Settings, tensors: Tensors) -> Source:
     # LlamaModel saved alone lacks the prefix of LlamaForCausalLM.
     prefix = "model." if any(key.startswith("model.layers.") for key in tensors) else ""
-    hub = _renamed(tensors, dataclasses.replace(ORIGINAL, decoder=prefix))
+    hub = renamed(tensors, dataclasses.replace(ORIGINAL, decoder=prefix))
     return Source(
         kind="LLaMA",
         where=str(folder),
@@ -238,7 +236,7 @@ def _clip(folder, settings: Settings, tensors: Tensors) -> Source:
     return Source(
         kind="CLIP",
         where=str(folder),
-        tensors=_renamed(seeing, dataclasses.replace(HUB, vision=prefix)),
+        tensors=renamed(seeing, dataclasses.replace(HUB, vision=prefix)),
         vision=clip.read_config(described),
         notes=(f"{left} tensors of CLIP's text side were left out",) if left else (),
     )
@@ -247,7 +245,7 @@ def _clip(folder, settings: Settings, tensors: Tensors) -> Source:
 def _projector(file: epath.Path, allow_pickle: bool) -> Source:
     tensors = io.read_file(file, allow_pickle=allow_pickle)
     settings = Settings.read_if_there(file.parent / "config.json")
-    hub = _unwrapped(tensors)
+    hub = unwrapped(tensors)
     if not any(key.startswith(HUB.projector) for key in hub):
         raise ValueError(
             f"{file}: holds {', '.join(sorted(tensors)[:3])}; expected a projector's "
@@ -267,7 +265,7 @@ def _adapter(folder: epath.Path, allow_pickle: bool) -> Source:
         for key, tensor in io.read_file(file, allow_pickle=allow_pickle).items()
     }
     beside = _first(folder, _BESIDE_ADAPTER)
-    whole = {} if beside is None else _unwrapped(io.read_file(beside, allow_pickle=allow_pickle))
+    whole = {} if beside is None else unwrapped(io.read_file(beside, allow_pickle=allow_pickle))
     settings = Settings.read_if_there(folder / "config.json")
     notes = () if beside is not None else (f"{folder}: no {_BESIDE_ADAPTER[1]}, so no projector",)
     return Source(
@@ -328,48 +326,6 @@ def _language(
         if has_tokenizer
         else (f"{folder}: no tokenizer, so ids only, and no added ids are told apart",),
     }
-
-
-def _renamed(tensors: Tensors, layout: Layout) -> dict[str, Tensor]:
-    """The same under the hub's names; what the layout does not know keeps its own."""
-    renamed = {}
-    for key, tensor in tensors.items():
-        renamed[_hub_name(key, layout)] = tensor
-    return renamed
-
-
-def _hub_name(key: str, layout: Layout) -> str:
-    if key == layout.row_end:
-        return HUB.row_end
-    parts = [
-        (layout.vision, HUB.vision),
-        (layout.projector, HUB.projector),
-        (layout.head, HUB.head),
-        (layout.decoder, HUB.decoder),
-    ]
-    # A longer prefix first: "model." begins "model.mm_projector." too.
-    for theirs, hub in sorted(parts, key=lambda part: -len(part[0])):
-        if key.startswith(theirs):
-            rest = key.removeprefix(theirs)
-            return hub + (_hub_matrix(rest) if theirs == ORIGINAL.projector else rest)
-    return key
-
-
-def _hub_matrix(name: str) -> str:
-    """'weight' → 'linear_1.weight' and '2.weight' → 'linear_2.weight'."""
-    number, dot, leaf = name.rpartition(".")
-    if not dot:
-        return f"linear_1.{leaf}"
-    return f"linear_{int(number) // 2 + 1}.{leaf}" if number.isdecimal() else name
-
-
-def _unwrapped(tensors: Tensors) -> dict[str, Tensor]:
-    """What LLaVA saved beside a model, with or without PEFT's and the model's own prefixes."""
-    plain = {}
-    for key, tensor in tensors.items():
-        own = _WRAPPED_PROJECTOR.sub(ORIGINAL.projector, key, count=1)
-        plain[own if own != key else _WRAPPED_OTHER.sub("", key, count=1)] = tensor
-    return _renamed(plain, ORIGINAL)
 
 
 def _hugging_face_image_mode(folder: epath.Path) -> Mode | None:

@@ -12,10 +12,10 @@ import sentencepiece
 
 
 def with_added(
-    tokenizer: Mapping[str, bytes], added: Mapping[str, int], *, pad: str
+    tokenizer: Mapping[str, bytes], added: Mapping[str, int], *, pad: str | None = None
 ) -> dict[str, bytes]:
-    """The files with these special tokens, and `pad` to fill with, for Hugging Face's loaders.
-    Without a tokenizer there is nothing to add to."""
+    """The files with these special tokens in them; pad: the one of them all to fill with, if it is
+    another than before. Without a tokenizer there is nothing to add to."""
     if not tokenizer.keys() & {"tokenizer.model", "tokenizer.json"}:
         return dict(tokenizer)
     config = _read(tokenizer, "tokenizer_config.json")
@@ -30,13 +30,12 @@ def with_added(
         "add_eos_token": config.get("add_eos_token", False),
         # Absent means the reference's days, when there was no other.
         "legacy": config.get("legacy", True),
-        "pad_token": pad,
-        "padding_side": "left",  # a batch of prompts ends together
-        "processor_class": "LlavaProcessor",
     }
     for name, token in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")):
         config.setdefault(name, token)
-    special = {**_read(tokenizer, "special_tokens_map.json"), "pad_token": pad}
+    special = _read(tokenizer, "special_tokens_map.json")
+    if pad is not None:
+        config["pad_token"] = special["pad_token"] = pad
     tokens = {**_read(tokenizer, "added_tokens.json"), **added}
     files = dict(tokenizer)
     files["tokenizer_config.json"] = _written(config)
@@ -67,6 +66,17 @@ def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 def _written(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def for_hugging_face(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files as its loaders want them: the processor named, and a tokenizer.json."""
+    if not files:
+        return {}
+    config = _read(files, "tokenizer_config.json") | {
+        "padding_side": "left",  # a batch of prompts ends together
+        "processor_class": "LlavaProcessor",
+    }
+    return with_tokenizer_json({**files, "tokenizer_config.json": _written(config)})
 
 
 def with_tokenizer_json(files: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from llava_jax import model_folder
+from llava_jax import api, model_folder, tokenizer
 from llava_jax.model_folder import StoredModel
 from llava_jax.weights import exporting
 from llava_jax.weights.assembly import Choices, open_model
@@ -277,6 +277,39 @@ def test_a_projector_alone_goes_onto_a_base(tmp_path):
     np.testing.assert_array_equal(
         back["model.mm_projector.0.weight"], projector["model.mm_projector.0.weight"]
     )
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["two rows", "the whole embedding"])
+def test_rows_for_start_and_end_come_with_their_projector(tmp_path, alone):
+    """What stage 1 with <im_start> and <im_end> saves: the projector, and the embedding."""
+    llama, base = checkpoints.llama(tmp_path / "llama")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    rows = np.random.default_rng(5).standard_normal((2, WIDTH)).astype(np.float32)
+    whole = np.concatenate([base["model.embed_tokens.weight"], rows])
+    saved = {
+        **checkpoints.draw(checkpoints.matrices("model.mm_projector"), seed=6),
+        "model.embed_tokens.weight": rows if alone else whole,
+    }
+    file = tmp_path / "stage1" / "mm_projector.safetensors"
+    file.parent.mkdir()
+    checkpoints.write_file(file, saved)
+    (file.parent / "config.json").write_text(
+        json.dumps(checkpoints.original_config(VOCAB + 2, linear=True))
+    )
+    stored = imported(tmp_path / "ours", file.parent, llama, clip)
+    tokens = stored.about.tokens
+    assert (tokens.image_start, tokens.image_end) == (VOCAB, VOCAB + 1)
+    assert tokenizer.load(tmp_path / "ours").added == {"<im_start>": VOCAB, "<im_end>": VOCAB + 1}
+    np.testing.assert_array_equal(stored.leaves["language/embed/added"].read(), rows)
+    mean = base["lm_head.weight"].mean(0, dtype=np.float64)
+    # f32 sums of 512 numbers.
+    np.testing.assert_allclose(
+        stored.leaves["language/head/added"].read(), np.stack([mean, mean], 1), atol=1e-7
+    )
+    model = api.from_stored(stored)
+    ids = model.prompt_ids("Hi", 1)
+    at = ids.index(-200)
+    assert (ids[at - 1], ids[at + 1]) == (VOCAB, VOCAB + 1)
 
 
 def test_a_linear_projector_is_two_matrices_to_hugging_face(tmp_path):

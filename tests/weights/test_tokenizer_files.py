@@ -26,7 +26,8 @@ TEXTS = [
 
 def made(folder: Path, legacy: bool):
     tokenizers = pytest.importorskip("tokenizers")
-    files = with_added(tokenizer_files(epath.Path(folder)), {"<image>": 600, "<pad>": 601}, pad="<pad>")
+    files = tokenizer_files(epath.Path(folder))
+    files = with_added(files, {"<image>": 600, "<pad>": 601}, pad="<pad>")
     files = with_tokenizer_json(files)
     assert prefixes_behind_specials(files) is legacy
     return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -58,7 +59,8 @@ def test_ids_are_sentencepieces(tmp_path, legacy, which, request):
 
 def test_added_tokens_are_in_every_file(tmp_path):
     write_tokenizer(tmp_path, ("<im_patch>",))
-    files = with_added(tokenizer_files(epath.Path(tmp_path)), {"<image>": 513, "<pad>": 514}, pad="<pad>")
+    files = tokenizer_files(epath.Path(tmp_path))
+    files = with_added(files, {"<image>": 513, "<pad>": 514}, pad="<pad>")
     files = with_tokenizer_json(files)
     expected = {"<im_patch>": 512, "<image>": 513, "<pad>": 514}
     assert json.loads(files["added_tokens.json"]) == expected
