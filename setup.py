@@ -45,6 +45,8 @@ setup(
             "ruff==0.17.5",
             "basedpyright==1.40.2",
             "transformers>=5.23,<6",
+            # Buckets, tested against a server on loopback.
+            "etils[epath-gcs]",
             # The oracle of the parity tests; on newer interpreters those tests skip.
             'torch==2.13.0; python_version < "3.12"',
         ],

@@ -177,7 +177,7 @@ def save(
     model's, the rest being there."""
     expected = stored_shapes(stored.about.config)
     check_leaves(stored.leaves, expected, whole=base is None)
-    with files.fresh_folder(dst) as folder:
+    with files.fresh_folder(dst, last=DESCRIPTION) as folder:
         observer = Observer(on_bytes)
         orbax_io.save(folder / PARAMS, stored.leaves, observer)
         report = observer.report()
