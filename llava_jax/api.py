@@ -167,7 +167,9 @@ class Model:
         return new[: len(rows)]
 
     def _text(self, ids: list[int]) -> str:
-        text = self._tokenizer().decode(ids)
+        tokenizer = self._tokenizer()
+        # llava-hf's embeddings have rows that no token names; a random model may say one.
+        text = tokenizer.decode([id for id in ids if id < tokenizer.num_ids])
         for stop in self.template.stop:
             text = text.split(stop)[0]
         return text.strip()

@@ -1,20 +1,49 @@
 """Documents that cannot drift: the README's examples run, its tree is the real one."""
 
+import importlib
 import re
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, import_torch
+from tests.weights import checkpoints
 
 README = (CHECKOUT / "README.md").read_text()
 
 
-def test_the_readmes_examples_run():
+@pytest.fixture(scope="module")
+def folder_of_a_reader(tmp_path_factory) -> Path:
+    """What the README's examples name: checkpoints, tiny here, and a photograph."""
+    folder = tmp_path_factory.mktemp("reader")
+    checkpoints.hugging_face(folder / "llava-1.5-7b-hf")
+    checkpoints.original(folder / "llava-v1.5-7b", with_tower=False)
+    checkpoints.clip(folder / "clip-vit-large-patch14-336")
+    checkpoints.llama(folder / "vicuna-7b-v1.5")
+    Image.new("RGB", (90, 60), "orange").save(folder / "photo.jpg")
+    return folder
+
+
+def test_the_readmes_examples_run(folder_of_a_reader, monkeypatch):
+    monkeypatch.chdir(folder_of_a_reader)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 3
+    assert len(blocks) >= 4
     names: dict = {}
     for block in blocks:  # one after another, as a reader would paste them
         exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_readmes_commands_run(folder_of_a_reader, monkeypatch):
+    import_torch()  # --verify compares with it
+    monkeypatch.chdir(folder_of_a_reader)
+    commands = re.findall(r"^python launch/(\w+)\.py (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 4
+    for verb, arguments in commands:
+        monkeypatch.setattr(sys, "argv", [verb, *shlex.split(arguments)])
+        importlib.import_module(f"launch.{verb}").main()
 
 
 def test_the_readmes_tree_is_the_real_one():
@@ -26,7 +55,7 @@ def test_the_readmes_tree_is_the_real_one():
         for path in (CHECKOUT / folder).iterdir()
         if not path.name.startswith("_")
     }
-    top = {"llava_jax/", "tests/", "docs/"}
+    top = {"llava_jax/", "launch/", "benchmarks/", "tests/", "docs/"}
     assert told - {"layers.py"} == real - {"layers.py"} | top, "the README's tree has drifted"
 
 
