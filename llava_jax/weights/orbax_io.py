@@ -62,18 +62,16 @@ def read(folder: epath.Path) -> dict[str, Tensor]:
         folder = epath.Path(os.path.abspath(folder))  # TensorStore knows no current folder
     if not (folder / "_METADATA").exists():
         raise ValueError(f"got {folder}, which holds no Orbax checkpoint (no '_METADATA')")
-    # Of a relative path Orbax finds nothing.
-    whole = folder if "://" in str(folder) else epath.Path(os.path.abspath(folder))
     try:
         with _quietly(), _checkpointer(_Handler()) as checkpointer:
-            found = checkpointer.metadata(whole).item_metadata
+            found = checkpointer.metadata(folder).item_metadata
             if found is None:
                 raise ValueError("its metadata is damaged")
             restore_args = jax.tree.map(
                 lambda leaf: ocp.RestoreArgs(restore_type=_Leaf), found.tree
             )
             args = ocp.args.PyTreeRestore(restore_args=restore_args)
-            tree = checkpointer.restore(whole, args=args)
+            tree = checkpointer.restore(folder, args=args)
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{folder}: the Orbax checkpoint cannot be read: {error}") from error
     leaves = {}
