@@ -5,6 +5,7 @@ read when it is asked for, into an array of its own. Nothing is mapped into memo
 of a map count as resident, and a bucket (gs://) cannot be mapped.
 """
 
+import concurrent.futures
 import hashlib
 import io
 import json
@@ -246,7 +247,8 @@ def write_safetensors(
     """Writes a model's tensors into an existing folder; which file holds which key.
 
     One model.safetensors if that fits in `shard_bytes`, else numbered shards and an index. Each
-    tensor is read, handed to `on_tensor`, written and forgotten, in the order given.
+    tensor is read, handed to `on_tensor` (by another thread, while the one before it is written),
+    written and forgotten, in the order given.
     """
     assert shard_bytes > 0
     folder = files.path(folder)
@@ -298,12 +300,18 @@ def _write(
     file: IO[bytes], header: bytes, tensors: Mapping[str, Tensor], on_tensor: OnTensor | None
 ) -> None:
     file.write(header)
-    for key, tensor in tensors.items():
-        # A function of its own, so that a tensor is gone when the next one is read.
-        _write_tensor(file, key, tensor, on_tensor)
+    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+        coming = None
+        for key, tensor in tensors.items():
+            following = ahead.submit(_read_tensor, key, tensor, on_tensor)
+            if coming is not None:
+                _write_array(file, coming.result())
+            coming = following
+        if coming is not None:
+            _write_array(file, coming.result())
 
 
-def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, on_tensor: OnTensor | None) -> None:
+def _read_tensor(key: str, tensor: Tensor, on_tensor: OnTensor | None) -> np.ndarray:
     array = tensor.read()
     if (array.dtype, array.shape) != (tensor.dtype, tensor.shape):
         raise ValueError(
@@ -312,6 +320,10 @@ def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, on_tensor: OnTensor
         )
     if on_tensor is not None:
         on_tensor(key, array)
+    return array
+
+
+def _write_array(file: IO[bytes], array: np.ndarray) -> None:
     view = _bytes_of(array.astype(array.dtype.newbyteorder("<"), copy=False))
     for begin in range(0, len(view), _PIECE_BYTES):
         piece = view[begin : begin + _PIECE_BYTES]
