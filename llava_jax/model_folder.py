@@ -261,6 +261,8 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
         )
     digests = {path: tensor["sha256"] for path, tensor in tensors.items()}
     tokenizer = tokenizer_folder(folder)
+    if described.base is None and base is not None:
+        raise ValueError(f"got base {base} for {folder}, which holds a whole model: leave it out")
     if described.base is not None:
         under = read_base(folder, described.base, base)
         leaves, digests = {**under.leaves, **leaves}, {**under.digests, **digests}

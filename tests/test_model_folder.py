@@ -19,6 +19,7 @@ from llava_jax.models.llava import Llava, LlavaConfig, released
 from llava_jax.models.lora import LoraConfig
 from llava_jax.sharding import Layout, MeshShape, make_mesh
 from llava_jax.weights import settings
+from llava_jax.weights.assembly import Choices, open_model
 from llava_jax.weights.memory import params_in_memory, stored_shapes
 from llava_jax.weights.tensor import in_memory
 from tests import tiny
@@ -225,6 +226,17 @@ def test_a_base_that_moved_away_can_be_named(saved, tmp_path):
     with pytest.raises(ValueError, match=r"are not at .*nowhere: name their folder"):
         model_folder.read(thin)
     assert model_folder.read(thin, saved).leaves.keys() == stored_shapes(CONFIG).keys()
+
+
+def test_a_whole_model_takes_no_base(saved, tmp_path):
+    with pytest.raises(ValueError, match="which holds a whole model: leave it out"):
+        model_folder.read(saved, saved)
+    with pytest.raises(ValueError, match="got 2 bases for a model folder"):
+        open_model(saved, [saved, saved])
+
+
+def test_the_template_can_be_told(saved):
+    assert open_model(saved, choices=Choices(template="v0")).about.template == "v0"
 
 
 def test_another_base_is_refused(saved, tmp_path):

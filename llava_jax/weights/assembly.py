@@ -53,7 +53,10 @@ def open_model(
 ) -> StoredModel:
     """The whole model at `src`, of whatever kind, its tensors unread."""
     if model_folder.is_model_folder(src):
-        return model_folder.read(src, *bases[:1])
+        if len(bases) > 1:
+            raise ValueError(f"got {len(bases)} bases for a model folder, expected one at most")
+        stored = model_folder.read(src, bases[0] if bases else None)
+        return _told(stored, choices)
     sources = [_open(place, choices) for place in (src, *bases)]
     sources = with_new_rows(without_deltas(sources))
     tensors, givers = _parts_of(sources)
@@ -95,6 +98,14 @@ def open_model(
         own=frozenset(own & leaves.keys()),
         notes=(*notes, *said),
     )
+
+
+def _told(stored: StoredModel, choices: Choices) -> StoredModel:
+    """A folder that describes itself, but for what the user says of it."""
+    if choices.template is None:
+        return stored
+    about = dataclasses.replace(stored.about, template=choices.template)
+    return dataclasses.replace(stored, about=about)
 
 
 def _open(place: epath.Path, choices: Choices) -> Source:
