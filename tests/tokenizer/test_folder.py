@@ -111,8 +111,8 @@ def as_json(folder: Path, added=(), *, prefix: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["first", "always", "normalizer"])
 def test_a_tokenizer_json_is_the_same_tokenizer(tmp_path, prefix):
-    as_json(tmp_path, V1_ADDED, prefix=prefix)
-    write_tokenizer(tmp_path / "model", V1_ADDED, legacy=prefix != "first")
+    as_json(tmp_path, (*V1_ADDED, "<pad>"), prefix=prefix)
+    write_tokenizer(tmp_path / "model", (*V1_ADDED, "<pad>"), legacy=prefix != "first")
     got, expected = load(tmp_path), load(tmp_path / "model")
     for name in "vocab_size num_ids added bos_id eos_id unk_id pad_id legacy adds_bos".split():
         assert getattr(got, name) == getattr(expected, name), name
@@ -126,6 +126,48 @@ def test_a_tokenizer_json_is_the_same_tokenizer(tmp_path, prefix):
     for name in ("v0", "v1", "llava_llama_2"):
         parts = pieces(turns, template(name, start_end_tokens=True))
         assert render(got, parts) == render(expected, parts)
+
+
+def test_a_tokenizer_json_decodes_leading_spaces(tmp_path):
+    as_json(tmp_path, prefix="first")
+    tokenizer = load(tmp_path)
+    spaces = tokenizer.encode("a  boat", "text")[1:]
+    assert tokenizer.decode(spaces, "text") == "  boat"
+    assert tokenizer.decode(tokenizer.encode("a boat", "text")[1:], "start") == "boat"
+
+
+def test_a_tokenizer_json_says_itself_whether_bos_comes_first(tmp_path):
+    as_json(tmp_path, prefix="first")
+    change(tmp_path, "tokenizer_config.json", add_bos_token=None)
+    first = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    rest = {"Sequence": {"id": "A", "type_id": 0}}
+    bos = {"id": "<s>", "ids": [1], "tokens": ["<s>"]}
+    adds = {"type": "TemplateProcessing", "single": [first, rest], "pair": [first, rest]}
+    adds["special_tokens"] = {"<s>": bos}
+    adds["pair"] = [*adds["pair"], {"Sequence": {"id": "B", "type_id": 1}}]
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    for post_processor in (adds, None):
+        spec["post_processor"] = post_processor
+        (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+        assert load(tmp_path).adds_bos is (post_processor is not None)
+    change(tmp_path, "tokenizer_config.json", add_bos_token=True)
+    assert load(tmp_path).adds_bos
+
+
+def test_a_tokenizer_json_with_added_words(tmp_path):
+    """Added, but not special: when typed, still text."""
+    as_json(tmp_path, ("<im_start>",), prefix="first")
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    ids = load(tmp_path).encode("a <im_start></s>")
+    assert not {2, 512} & set(ids)
+
+
+def test_the_longest_special_token_counts(tmp_path):
+    write_tokenizer(tmp_path, ("<im>", "<im>s"))
+    assert load(tmp_path).encode("<im>s<im>", parses=True) == [513, 512]
 
 
 def test_a_tokenizer_json_pickles(tmp_path):

@@ -211,8 +211,9 @@ def test_rounds_that_fit(tiny, turns, room, policy, cut_turns, kept):
 
 
 @pytest.mark.parametrize("policy", ["cut_turns", "cut_tokens"])
-def test_tokens_that_fit(tiny, policy):
-    turns = (human("a", images=1), gpt("boat goose"))
+@pytest.mark.parametrize("before", [(), (gpt("x"),)])
+def test_tokens_that_fit(tiny, policy, before):
+    turns = (*before, human("a", images=1), gpt("boat goose"))
     ids, mask = render(tiny, pieces(turns, V1))
     most = length(tiny, turns)
     options = {"tokens_per_image": 10, "too_long": policy}
