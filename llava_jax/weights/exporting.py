@@ -56,7 +56,7 @@ def export(
     if format == "hf":
         tensors, texts = hugging_face(stored)
     else:
-        tensors, texts = _original(stored)
+        tensors, texts = original(stored)
     with files.fresh_folder(dst) as folder:
         observer = Observer(on_bytes)
         io.write_safetensors(folder, tensors, shard_bytes=shard_bytes, on_tensor=observer)
@@ -72,7 +72,7 @@ def export(
 
 def exported_bytes(stored: StoredModel, format: str) -> int:
     """What an export writes, for a progress bar."""
-    tensors, _ = (hugging_face if format == "hf" else _original)(stored)
+    tensors, _ = (hugging_face if format == "hf" else original)(stored)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -223,7 +223,8 @@ def _processor(about: About) -> dict[str, Any]:
 # The original LLaVA.
 
 
-def _original(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+def original(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+    """The tensors under the original's names, unread, and all other files."""
     tensors = to_theirs(ORIGINAL.rows(stored.about.config), stored.leaves)
     texts = {
         "config.json": _json(_original_config(stored)),
