@@ -72,10 +72,23 @@ def _parse() -> argparse.Namespace:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="import|export")
     importing = verbs.add_parser(
-        "import", help="PyTorch's weights → a model folder", description="See convert.py --help."
+        "import",
+        help="PyTorch's weights → a model folder",
+        description="A folder of PyTorch's weights, a projector or a LoRA → a model folder.",
+        epilog="examples:\n"
+        "  python launch/convert.py import llava-1.5-7b-hf models/llava --verify\n"
+        "  python launch/convert.py import vicuna-7b-v1.5 models/start --base clip-vit-l-14-336\n"
+        "  python launch/convert.py import run/mm_projector.bin models/thin --base models/start "
+        "--allow-pickle --thin",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     exporting_ = verbs.add_parser(
-        "export", help="a model folder → PyTorch's weights", description="See convert.py --help."
+        "export",
+        help="a model folder → PyTorch's weights",
+        description="A model folder, or a training workdir → llava-hf's or the original's layout.",
+        epilog="example:\n"
+        "  python launch/convert.py export models/llava handed-back --format hf --verify",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for verb in (importing, exporting_):
         verb.add_argument("src", metavar="SRC", help="a folder, or a projector's file")

@@ -61,6 +61,8 @@ def test_the_originals_layout_comes_back(tmp_path, linear, dtype):
     src, state = checkpoints.original(tmp_path / "src", dtype, linear=linear, added=added)
     stored = imported(tmp_path / "ours", src)
     assert same(exported(tmp_path / "back", stored, "original"), state)
+    assert stored.about.template == "v1"  # assumed: no file of the original's says it
+    assert stored.about.image_mode == ("crop" if linear else "pad")
 
 
 def test_a_tower_from_its_own_folder_ends_up_inside(tmp_path):
@@ -120,6 +122,24 @@ def test_buffers_of_old_checkpoints_are_left_out_and_counted(tmp_path):
     opened = open_model(epath.Path(old))
     assert opened.leaves.keys() == open_model(epath.Path(src)).leaves.keys()
     assert any(note.startswith("2 buffers") for note in opened.notes)
+
+
+@pytest.mark.parametrize(
+    ("chat", "template"),
+    [
+        ("{% for m in messages %}USER: {{ m }} ASSISTANT:{% endfor %}", "v1"),
+        ("[INST] {{ messages }} [/INST]", "llava_llama_2"),
+        ("### Human: {{ messages }}", "v0"),
+    ],
+)
+@pytest.mark.parametrize("file", ["chat_template.jinja", "chat_template.json"])
+def test_a_chat_template_tells_the_conversation(tmp_path, file, chat, template):
+    src, _ = checkpoints.hugging_face(tmp_path / "src")
+    is_json = file.endswith(".json")
+    (src / file).write_text(json.dumps({"chat_template": chat}) if is_json else chat)
+    assert open_model(epath.Path(src)).about.template == template
+    told = open_model(epath.Path(src), choices=Choices(template="plain"))
+    assert told.about.template == "plain"
 
 
 # What is added to a vocabulary.
