@@ -11,6 +11,7 @@ them as they are; benchmarks/convert.py fills them.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,8 @@ class Release:
     @property
     def exported(self) -> Specs:
         """What an export has to hold."""
-        all_specs = {
-            key: spec for folder in self.folders.values() for key, spec in folder.specs.items()
-        }
-        return {key: all_specs[released] for key, released in self.comes_back.items()}
+        specs = {**self.model.specs, **(self.clip.specs if self.clip else {})}
+        return {key: specs[released] for key, released in self.comes_back.items()}
 
     @property
     def nbytes(self) -> int:
@@ -151,10 +150,8 @@ def _hf(s: _Sizes) -> Release:
         "vision_feature_select_strategy": "default",
         "vocab_size": rows,
     }
-    texts = {
-        "config.json": config,
-        "preprocessor_config.json": {"image_processor_type": "CLIPImageProcessor"},
-    }
+    processor = {"image_processor_type": "CLIPImageProcessor"}
+    texts = {"config.json": config, "preprocessor_config.json": processor}
     model = Folder(specs, int(5e9 * s.shard), texts, s.vocab_size, ("<image>", "<pad>"))
     return Release(model, None, {key: key for key in specs})
 
@@ -172,15 +169,14 @@ def _original(s: _Sizes, added: tuple[str, ...]) -> Release:
         specs[key] = Spec("float32", (s.width // s.heads // 2,))
     names = {"": s.clip_width} if s.v1 else {"0.": s.clip_width, "2.": s.width}
     for name, inputs in names.items():
-        specs[f"model.mm_projector.{name}weight"] = Spec("float16", (s.width, inputs))
-        specs[f"model.mm_projector.{name}bias"] = Spec("float16", (s.width,))
-        learned += [f"model.mm_projector.{name}weight", f"model.mm_projector.{name}bias"]
+        for leaf, shape in (("weight", (s.width, inputs)), ("bias", (s.width,))):
+            specs[f"model.mm_projector.{name}{leaf}"] = Spec("float16", shape)
+            learned.append(f"model.mm_projector.{name}{leaf}")
     tower = "openai/clip-vit-large-patch14" + ("" if s.side == 224 else f"-{s.side}")
     config = {
         "architectures": ["LlavaLlamaForCausalLM"],
         "bos_token_id": 1,
         "eos_token_id": 2,
-        "hidden_act": "silu",
         "max_position_embeddings": 2048 if s.v1 else 4096,
         "mm_hidden_size": s.clip_width,
         "mm_use_im_start_end": "<im_start>" in added,
@@ -191,7 +187,6 @@ def _original(s: _Sizes, added: tuple[str, ...]) -> Release:
         "rms_norm_eps": 1e-06 if s.v1 else 1e-05,
         "tie_word_embeddings": False,
         "torch_dtype": "float16",
-        "use_cache": True,
         "use_mm_proj": True,
         "vocab_size": rows,
         **_llama_sizes(s),
@@ -341,24 +336,21 @@ def _lay_out(folder: Folder, place: Path, pickle: bool) -> Iterator[Hole]:
         (place / "tokenizer.model").write_bytes(_tokenizer_model(folder.vocab_size))
         ids = {name: folder.vocab_size + i for i, name in enumerate(folder.added)}
         (place / "added_tokens.json").write_text(json.dumps(ids))
-    shards: list[Specs] = [{}]
+    shards: list[Specs] = []
+    room = 0
     for key, spec in folder.specs.items():
-        if (
-            shards[-1]
-            and sum(s.nbytes for s in shards[-1].values()) + spec.nbytes > folder.shard_bytes
-        ):
+        if not shards or spec.nbytes > room:
             shards.append({})
+            room = folder.shard_bytes
         shards[-1][key] = spec
+        room -= spec.nbytes
     stem, suffix = ("pytorch_model", ".bin") if pickle else ("model", ".safetensors")
-    names = [f"{stem}-{i + 1:05}-of-{len(shards):05}{suffix}" for i in range(len(shards))]
-    names = names if len(shards) > 1 else [stem + suffix]
+    names = [stem + suffix]
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(spec.nbytes for spec in folder.specs.values())},
-            "weight_map": {
-                k: name for name, shard in zip(names, shards, strict=True) for k in shard
-            },
-        }
+        names = [f"{stem}-{i + 1:05}-of-{len(shards):05}{suffix}" for i in range(len(shards))]
+        size = sum(spec.nbytes for spec in folder.specs.values())
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": size}, "weight_map": where}
         (place / f"{stem}{suffix}.index.json").write_text(json.dumps(index, indent=2))
     for name, shard in zip(names, shards, strict=True):
         make = _torch_holes if pickle else _safetensors_holes
@@ -374,9 +366,8 @@ def _safetensors_holes(file: Path, specs: Specs) -> Iterator[Hole]:
         header[key] = {"dtype": kind, "shape": spec.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     data = 8 + len(text)
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        opened.truncate(data + end)
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(file, data + end)
     for key, spec in specs.items():
         yield Hole(key, spec, file, data + header[key]["data_offsets"][0])
 
@@ -392,8 +383,7 @@ def _torch_holes(file: Path, specs: Specs) -> Iterator[Hole]:
     with FakeTensorMode():
         saved = torch.load(file, weights_only=True)
     for key, spec in specs.items():
-        begin = saved[key].untyped_storage()._checkpoint_offset
-        yield Hole(key, spec, file, begin)
+        yield Hole(key, spec, file, saved[key].untyped_storage()._checkpoint_offset)
 
 
 def _tokenizer_model(vocab_size: int) -> bytes:
