@@ -223,9 +223,14 @@ def _convert(
     start = time.monotonic()
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = process.stdout.read()
-    # Its own peak, unlike getrusage(RUSAGE_CHILDREN), which is that of the largest child so far.
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        said = process.stdout.read()
+        # Its own peak, unlike getrusage(RUSAGE_CHILDREN): that is of the largest child so far.
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()  # or it would write on while the folders are removed
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     os.sync()
     seconds = time.monotonic() - start
