@@ -89,6 +89,18 @@ def test_generation_ends_with_the_end_token(model):
     assert model.generate(ids=ids, max_new_tokens=0) == []
 
 
+def test_a_row_that_has_ended_says_no_more_while_others_go_on(model):
+    prompts = ["What is unusual?", "Hi", "Describe it."]
+    rows = [model.prompt_ids(prompt) for prompt in prompts]
+    whole = [model.generate(ids=ids, max_new_tokens=12) for ids in rows]
+    eos = whole[0][2]
+    tokens = dataclasses.replace(model.about.tokens, eos=eos)
+    ended = dataclasses.replace(model, about=dataclasses.replace(model.about, tokens=tokens))
+    expected = [ids[: ids.index(eos)] if eos in ids else ids for ids in whole]
+    assert len({len(ids) for ids in expected}) > 1  # or this would show nothing
+    assert ended._new_ids(rows, [[]] * 3, 12) == expected
+
+
 def test_pictures_come_as_paths_bytes_or_images(model, tmp_path):
     photo(4).save(tmp_path / "photo.png")
     expected = model.logits("Hi", [photo(4)])
@@ -99,8 +111,10 @@ def test_pictures_come_as_paths_bytes_or_images(model, tmp_path):
 def test_every_picture_matters_and_in_its_place(model):
     ids = [1, IMAGE, 300, IMAGE, 301]
     one, two = photo(5), photo(6)
-    logits = [model.logits(ids=ids, images=list(pair))[-1] for pair in ((one, two), (two, one))]
-    assert apart(*logits) > 1e-3
+    pairs = ((one, two), (two, one), (two, two))
+    last = [model.logits(ids=ids, images=list(pair))[-1] for pair in pairs]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert apart(last[a], last[b]) > 1e-3
 
 
 def test_the_same_over_a_mesh(folders, model):

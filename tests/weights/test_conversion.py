@@ -176,6 +176,9 @@ def test_rows_for_the_image_token_are_never_the_likeliest(tmp_path):
     assert config["text_config"]["vocab_size"] == VOCAB + 64
     head = back["language_model.lm_head.weight"]
     np.testing.assert_array_equal(head[:VOCAB], state["lm_head.weight"])
+    mean = state["lm_head.weight"].mean(0, dtype=np.float64)
+    # f32 sums of 512 numbers.
+    np.testing.assert_allclose(head[VOCAB:], np.broadcast_to(mean, (64, WIDTH)), atol=1e-7)
     hidden = np.random.default_rng(0).standard_normal((1000, WIDTH))
     logits = hidden @ head.T.astype(np.float64)
     assert (logits.argmax(-1) < VOCAB).all()
