@@ -220,8 +220,12 @@ def _convert(
     _say(verb)
     _out_of_cache(inputs)
     command = [sys.executable, CHECKOUT / "launch" / "convert.py", verb, *arguments]
+    # This checkout's package, whichever is installed.
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     start = time.monotonic()
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None
     try:
         said = process.stdout.read()
