@@ -31,6 +31,8 @@ def main() -> None:
         # Merged factors are no longer apart from the base.
         keep_lora=getattr(args, "keep_lora", False) or getattr(args, "thin", False),
     )
+    if args.verb == "export" and args.projector_bin and args.format == "hf":
+        raise ValueError("got --projector_bin with --format hf: expected --format original")
     src, dst = files.path(args.src), files.path(args.dst)
     stored = api.open_stored(src, bases, choices)
     for note in stored.notes:
@@ -57,12 +59,17 @@ def main() -> None:
     print(_summary(stored, report, args.dst))
     if args.verify:
         lines = (
-            verification.of_import(stored, report, dst)
+            verification.of_import(src, stored, report, dst)
             if args.verb == "import"
             else verification.of_export(stored, report, dst, args.format)
         )
-        for line in lines:
-            print(f"verified: {line}")
+        try:
+            for line in lines:
+                print(f"verified: {line}")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\n{args.dst} was written, and stays to be looked at"
+            ) from error
 
 
 def _parse() -> argparse.Namespace:

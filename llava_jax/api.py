@@ -107,12 +107,17 @@ class Model:
     ) -> Any:
         """The answer to a prompt about pictures; a list of them for a list of prompts with a list
         of pictures each. With ids= in place of a prompt: the ids of the answer."""
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+            raise ValueError(f"got max_new_tokens {max_new_tokens!r}, expected a number, 0 or more")
+        _check_either(prompt, ids)
         if ids is not None:
-            return self._new_ids([list(ids)], [list(images)], max_new_tokens)[0]
+            return self._new_ids([_as_ids(ids)], [_as_pictures(images)], max_new_tokens)[0]
         if isinstance(prompt, str):
-            prompts, pictures = [prompt], [list(images)]
+            prompts, pictures = [prompt], [_as_pictures(images)]
         else:
             prompts, pictures = _by_prompt(prompt, images)
+        if not prompts:
+            return []
         rows = [self.prompt_ids(p, len(own)) for p, own in zip(prompts, pictures, strict=True)]
         texts = [self._text(new) for new in self._new_ids(rows, pictures, max_new_tokens)]
         return texts[0] if isinstance(prompt, str) else texts
@@ -125,15 +130,28 @@ class Model:
         ids: Sequence[int] | None = None,
     ) -> np.ndarray:
         """f32 [tokens, vocabulary] of one row, the tokens of its pictures included."""
-        row = list(ids) if ids is not None else self.prompt_ids(prompt, len(images))
-        batch, length_R = self._batch([row], [list(images)])
+        _check_either(prompt, ids)
+        pictures = _as_pictures(images)
+        row = _as_ids(ids) if ids is not None else self.prompt_ids(prompt, len(pictures))
+        batch, length_R = self._batch([row], [pictures])
         return np.asarray(_logits(self.engine.model, self.params, batch)[0, : length_R[0]])
 
     def prompt_ids(self, prompt: Any, num_images: int = 0) -> list[int]:
-        """The ids of a question in the model's own template, one −200 for each picture."""
+        """The ids of a question in the model's own template, one −200 for each picture.
+
+        Pictures stand in front. `<image>` in the text is their place, if it is there as often.
+        """
         if not isinstance(prompt, str):
             raise ValueError(f"got prompt {prompt!r}, expected a text (or ids=…)")
-        turns = [conversation.human(prompt, num_images), conversation.UNFINISHED]
+        question = conversation.human(prompt, num_images)
+        if num_images and (marked := prompt.count(conversation.IMAGE_TAG)):
+            if marked != num_images:
+                raise ValueError(
+                    f"got {marked} {conversation.IMAGE_TAG} in the prompt for {num_images} images, "
+                    "expected as many, or none"
+                )
+            question = conversation.Turn("human", tuple(prompt.split(conversation.IMAGE_TAG)))
+        turns = [question, conversation.UNFINISHED]
         ids, _ = tokenizer.render(self._tokenizer(), conversation.pieces(turns, self.template))
         return ids
 
@@ -143,6 +161,13 @@ class Model:
             self.about.template,
             start_end_tokens=self.about.start_end_tokens,
             text_restarts=self.about.text_restarts,
+        )
+
+    def __repr__(self) -> str:
+        name = f"LLaVA {self.about.variant}" if self.about.variant else "a LLaVA"
+        return (
+            f"<{name}: template {self.about.template}, "
+            f"{self.about.config.tokens_per_image} tokens a picture>"
         )
 
     # Details.
@@ -243,6 +268,25 @@ class Model:
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(model: Llava, params: Params, batch: Batch) -> jax.Array:
     return model.logits(params, batch)
+
+
+def _check_either(prompt: Any, ids: Any) -> None:
+    if (prompt is None) is (ids is None):
+        raise ValueError(
+            f"got {'no prompt' if prompt is None else 'both prompt and ids'}, expected one of them"
+        )
+
+
+def _as_pictures(images: Any) -> list[Picture]:
+    if isinstance(images, str | bytes | os.PathLike):
+        raise ValueError(f"got images of type {type(images).__name__}, expected a list of them")
+    return list(images or ())
+
+
+def _as_ids(ids: Any) -> list[int]:
+    if not all(isinstance(id, int | np.integer) for id in ids):
+        raise ValueError(f"got ids {list(ids)[:3]}, expected a list of numbers")
+    return [int(id) for id in ids]
 
 
 def _by_prompt(prompts: Any, images: Sequence[Any]) -> tuple[list[str], list[list[Picture]]]:

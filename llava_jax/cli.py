@@ -1,32 +1,49 @@
 """What every verb shares: errors in one line with an exit code, `--help` with an example, progress.
 
-Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 1 a bug
-(its traceback is kept). LLAVA_JAX_TRACEBACK=1 shows the traceback of every error.
+Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 143
+terminated, 1 a bug (its traceback is kept). LLAVA_JAX_TRACEBACK=1 shows the traceback of every
+error.
 """
 
 import argparse
 import difflib
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
 _PACKAGE = Path(__file__).resolve().parent
-_OUR_FOLDERS = (_PACKAGE, _PACKAGE.parent / "launch", _PACKAGE.parent / "configs")
+_OUR_FOLDERS = (
+    _PACKAGE,
+    _PACKAGE.parent / "launch",
+    _PACKAGE.parent / "configs",
+    _PACKAGE.parent / "benchmarks",
+)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a verb's `main` and ends the process with its exit code."""
+    ended_by = {"signal": signal.SIGINT}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # A scheduler's SIGTERM leaves no more behind than Ctrl-C does.
+        ended_by["signal"] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
     try:
         code = main() or 0
     except KeyboardInterrupt:
-        _report("interrupted")
-        code = 130
+        _report("interrupted" if ended_by["signal"] == signal.SIGINT else "terminated")
+        code = 128 + ended_by["signal"]
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
             raise

@@ -32,6 +32,7 @@ from llava_jax.weights.tensor import Tensor
 from llava_jax.weights.tokenizer_files import with_added
 
 FORMAT = 1
+_COUNTED_AT_ONCE = 1 << 18
 DESCRIPTION, PARAMS = "llava.json", "params"
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -102,14 +103,16 @@ class StoredModel:
     """A whole model, unread. leaves: by stored path, 'language/decoder/layers/3/q/kernel'.
 
     tokenizer: the folder with its files, if there are any. added_tokens: those it does not have
-    yet. digests: of the leaves, where they are known without reading. own: the leaves that are not
-    a base's. notes: what a user should know of how it was opened.
+    yet. kind: of the folder it was opened from. digests: of the leaves, where they are known
+    without reading. own: the leaves that are not a base's. notes: what a user should know of how
+    it was opened.
     """
 
     about: About
     leaves: Mapping[str, Tensor]
     tokenizer: epath.Path | None = None
     added_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    kind: str = "model folder"
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -356,11 +359,11 @@ def _count_not_finite(array: np.ndarray) -> int:
     reading them."""
     if not np.issubdtype(array.dtype, np.inexact) and array.dtype.name != "bfloat16":
         return 0
+    flat = np.ascontiguousarray(array).reshape(-1)
+    # In pieces that stay in the cache: a second array of this size costs more than the counting.
+    pieces = (flat[i : i + _COUNTED_AT_ONCE] for i in range(0, flat.size, _COUNTED_AT_ONCE))
     if array.dtype.itemsize == 2:
-        bits = np.ascontiguousarray(array).reshape(-1).view(np.uint16)
-        smallest = 0x7F80 if array.dtype.name == "bfloat16" else 0x7C00
-        magnitude, smallest = bits & np.uint16(0x7FFF), np.uint16(smallest)
-        if not magnitude.size or magnitude.max() < smallest:
-            return 0
-        return int((magnitude >= smallest).sum())
-    return int(array.size - np.isfinite(array).sum())
+        smallest = np.uint16(0x7F80 if array.dtype.name == "bfloat16" else 0x7C00)
+        magnitudes = (piece.view(np.uint16) & np.uint16(0x7FFF) for piece in pieces)
+        return sum(int(np.count_nonzero(magnitude >= smallest)) for magnitude in magnitudes)
+    return sum(int(piece.size - np.count_nonzero(np.isfinite(piece))) for piece in pieces)

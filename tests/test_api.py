@@ -137,6 +137,14 @@ def test_a_folder_without_a_tokenizer_takes_ids(folders, tmp_path):
         bare.generate("Hi")
 
 
+def test_a_picture_may_be_marked_in_the_text(model):
+    assert model.prompt_ids("<image>\nHi", 1) == model.prompt_ids("Hi", 1)
+    assert model.generate("Hi", None, max_new_tokens=2) == model.generate("Hi", max_new_tokens=2)
+    assert model.generate([]) == []
+    with pytest.raises(ValueError, match="got max_new_tokens -1"):
+        model.generate("Hi", max_new_tokens=-1)
+
+
 def test_typed_special_tokens_are_text(model):
     ids = model.prompt_ids("Say </s> and <image>")
     assert IMAGE not in ids
@@ -151,6 +159,11 @@ def test_typed_special_tokens_are_text(model):
         ({"ids": [1, VOCAB]}, f"got id {VOCAB}, expected 0 to {VOCAB - 1}"),
         ({"ids": []}, "got no ids"),
         ({"prompt": 5}, "got prompt 5"),
+        ({}, "got no prompt"),
+        ({"prompt": "Hi", "ids": [1]}, "got both prompt and ids"),
+        ({"ids": [[1, 2]]}, "expected a list of numbers"),
+        ({"prompt": "Hi", "images": "photo.jpg"}, "got images of type str"),
+        ({"prompt": "<image> and <image>", "images": [photo(0)]}, "got 2 <image> in the prompt"),
         ({"prompt": "Hi", "images": [b"no picture"]}, "the picture"),
     ],
 )

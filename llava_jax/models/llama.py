@@ -48,6 +48,10 @@ class RopeConfig:
             raise ValueError(
                 f"unknown rope scaling {self.kind!r}: expected 'default', 'linear' or 'llama3'"
             )
+        if self.theta <= 0 or self.factor <= 0:
+            raise ValueError(
+                f"got rope theta {self.theta} and factor {self.factor}: expected positive numbers"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,8 @@ class LlamaConfig:
 
     def __post_init__(self):
         check_activation(self.hidden_act)
+        if self.rms_norm_eps < 0:
+            raise ValueError(f"got rms_norm_eps {self.rms_norm_eps}: expected 0 or more")
         if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"got {self.num_heads} query heads for {self.num_kv_heads} key heads: "

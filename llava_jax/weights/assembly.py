@@ -15,13 +15,13 @@ from etils import epath
 
 from llava_jax import model_folder
 from llava_jax.image import Mode
-from llava_jax.model_folder import About, StoredModel
+from llava_jax.model_folder import About, StoredModel, Tokens
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.lora import LoraConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.weights import llama
-from llava_jax.weights.deltas import merged, with_new_rows, without_deltas
+from llava_jax.weights.deltas import merged, seems_a_delta, with_new_rows, without_deltas
 from llava_jax.weights.keys import Row, to_ours, to_theirs
 from llava_jax.weights.llava import HUB
 from llava_jax.weights.memory import stored_shapes
@@ -34,6 +34,8 @@ _PARTS = {
     "projector": (HUB.projector, HUB.row_end),
     "language model": (HUB.decoder, HUB.head),
 }
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_MOST_PROBLEMS = 20
 _FACTOR = re.compile(r".*\.lora_[AB]\.weight")
 
 
@@ -63,7 +65,7 @@ def open_model(
     language_source = givers.get("language model")
     if language_source is None or language_source.language is None:
         raise ValueError(
-            f"{src}: a {sources[0].kind} holds no language model; expected --base with the folder "
+            f"{src} ({sources[0].kind}) holds no language model; expected --base with the folder "
             "of one"
         )
     vision = _vision(sources, givers.get("vision tower"))
@@ -71,12 +73,15 @@ def open_model(
     notes = [note for source in sources for note in source.notes]
     if "projector" not in givers:
         if any(source.kind not in ("LLaMA", "CLIP", "model folder") for source in sources):
-            raise ValueError(f"{src}: a {sources[0].kind} without a projector; expected one")
+            raise ValueError(f"{src} ({sources[0].kind}) holds no projector; expected one")
         tensors |= _fresh_projector(choices, vision, language.hidden_size)
         notes.append(f"no projector given: {choices.projector} drawn with seed {choices.seed}")
     projector, tensors = _projector(tensors, sources, vision, language.hidden_size)
 
     lora = next((source.lora for source in sources if source.lora is not None), None)
+    if language.tie_embeddings:
+        tensors, is_tied = _without_tied_head(tensors)
+        language = dataclasses.replace(language, tie_embeddings=is_tied)
     config = LlavaConfig(vision, projector, language, row_end=HUB.row_end in tensors)
     if lora is not None:
         language = dataclasses.replace(language, lora=lora)
@@ -88,13 +93,18 @@ def open_model(
         language = dataclasses.replace(language, lora=LoraConfig())
         config = dataclasses.replace(config, language=language)
 
-    hints = _hints(sources)
-    about, said = _about(config, language_source, hints, sources, choices)
+    if sources[0].kind != "LoRA" and seems_a_delta(language_source):
+        notes.append(
+            f"the final norm of {language_source.where} is near 0, as a delta's is: if it is one, "
+            "give --base with what it stands on"
+        )
+    about, said = _about(config, language_source, _hints(sources), choices)
     return StoredModel(
         about,
         leaves,
         language_source.tokenizer,
         language_source.added_tokens,
+        kind=sources[0].kind if len(sources) == 1 else "several",
         own=frozenset(own & leaves.keys()),
         notes=(*notes, *said),
     )
@@ -157,7 +167,7 @@ def _parts_of(sources: Sequence[Source]) -> tuple[dict[str, Tensor], dict[str, S
         tensors |= own  # of no part: named later as unused
         if not gave:
             raise ValueError(
-                f"{source.where}: a {source.kind} that gives nothing the others lack; leave it out"
+                f"{source.where} ({source.kind}) gives nothing the others lack; leave it out"
             )
     return tensors, givers
 
@@ -167,7 +177,7 @@ def _vision(sources: Sequence[Source], giver: Source | None) -> ClipConfig:
     if giver is None or giver.vision is None:
         named = f" (its config names {hints.tower!r})" if hints.tower else ""
         raise ValueError(
-            f"{sources[0].where}: a {sources[0].kind} holds no vision tower{named}; expected "
+            f"{sources[0].where} ({sources[0].kind}) holds no vision tower{named}; expected "
             "--base with that CLIP's folder"
         )
     changes: dict[str, Any] = {}
@@ -209,6 +219,16 @@ def _projector(
             "or 'linear'"
         )
     kind = "linear" if depth == 1 else f"mlp{depth}x_gelu"
+    hints = _hints(sources)
+    for name, told, found in (
+        ("mm_projector_type", hints.projector, kind),
+        ("mm_hidden_size", hints.projector_inputs, vision.feature_size),
+    ):
+        if told is not None and told != found:
+            raise ValueError(
+                f"{sources[0].where}: config.json says {name} {told!r}, and the tensors are of "
+                f"{found!r}"
+            )
     return ProjectorConfig(kind, vision.feature_size, width), tensors
 
 
@@ -217,6 +237,8 @@ def _fresh_projector(choices: Choices, vision: ClipConfig, width: int) -> dict[s
     depth = ProjectorConfig(choices.projector, vision.feature_size, width).depth
     if depth == 0:
         raise ValueError(f"got projector {choices.projector!r}, expected 'linear' or 'mlpNx_gelu'")
+    if choices.seed < 0:
+        raise ValueError(f"got seed {choices.seed}, expected 0 or more")
     rng = np.random.default_rng(choices.seed)
     drawn, inputs = {}, vision.feature_size
     for i in range(depth):
@@ -237,6 +259,18 @@ def _rows(config: LlavaConfig) -> tuple[Row, ...]:
     return HUB.rows(config) + (llama.lora_rows(HUB.decoder, config.language) if factors else ())
 
 
+def _without_tied_head(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """Some files repeat the tied embedding under the head's name, and in some the head there is
+    another one, which then counts."""
+    head = tensors.get(f"{HUB.head}weight")
+    if head is None:
+        return tensors, True
+    table = tensors.get(f"{HUB.decoder}embed_tokens.weight")
+    if table is None or not np.array_equal(head.read(), table.read(), equal_nan=True):
+        return tensors, False
+    return {key: t for key, t in tensors.items() if t is not head}, True
+
+
 def _leaves(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our leaves; every unused, missing or misshapen tensor is named in one error."""
     rows = _rows(config)
@@ -246,9 +280,6 @@ def _leaves(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Ten
 
     shapes = stored_shapes(config)
     expected = to_theirs(rows, {path: expected_tensor(shape) for path, shape in shapes.items()})
-    if config.language.tie_embeddings:
-        # Some files repeat the tied embedding under the head's name.
-        tensors = {k: t for k, t in tensors.items() if k != f"{HUB.head}weight"}
     problems = [
         f"{tensors[key].origin}: got shape {tensors[key].shape}, expected {expected[key].shape}"
         for key in tensors
@@ -260,9 +291,17 @@ def _leaves(config: LlavaConfig, tensors: Mapping[str, Tensor]) -> dict[str, Ten
         if key not in tensors
     ]
     problems += [f"{tensors[key].origin}: unused" for key in tensors if key not in expected]
+    problems += [
+        f"{tensor.origin}: got {tensor.dtype.name}, expected one of {_DTYPES}"
+        for tensor in tensors.values()
+        if tensor.dtype.name not in _DTYPES
+    ]
     if problems:
+        shown = problems[:_MOST_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"… and {len(problems) - len(shown)} more")
         raise ValueError(
-            f"{len(problems)} tensors do not fit the config:\n  " + "\n  ".join(problems)
+            f"{len(problems)} of the tensors do not fit the config:\n  " + "\n  ".join(shown)
         )
     return to_ours(rows, tensors, config.language.vocab_size)
 
@@ -290,7 +329,6 @@ def _about(
     config: LlavaConfig,
     language: Source,
     hints: Hints,
-    sources: Sequence[Source],
     choices: Choices,
 ) -> tuple[About, list[str]]:
     notes = []
@@ -305,6 +343,8 @@ def _about(
             f"its files say that pictures are made square by {mode!r}; LLaVA-1.5 was trained with "
             f"{trained!r} (image_mode in llava.json)"
         )
+    tokens = dataclasses.replace(language.tokens, image=hints.image_token)
+    _check_tokens(tokens, config, bool(hints.start_end_tokens), language)
     about = About(
         config=config,
         template=template,
@@ -313,6 +353,24 @@ def _about(
         text_restarts=hints.text_restarts is not False,
         tower=hints.tower,
         context=language.context,
-        tokens=dataclasses.replace(language.tokens, image=hints.image_token),
+        tokens=tokens,
     )
     return about, notes
+
+
+def _check_tokens(tokens: Tokens, config: LlavaConfig, start_end: bool, language: Source) -> None:
+    """Ids the system will use must exist; without a tokenizer nobody can say which those are."""
+    used = {"<image>": tokens.image}
+    if start_end and language.tokenizer is not None:
+        used |= {"<im_start>": tokens.image_start, "<im_end>": tokens.image_end}
+        missing = [name for name, id in used.items() if id is None and name != "<image>"]
+        if missing:
+            raise ValueError(
+                f"{language.where}: its config wants {' and '.join(missing)} around a picture, and "
+                "its tokenizer has no such token"
+            )
+    for name, id in used.items():
+        if id is not None and not 0 <= id < config.language.num_ids:
+            raise ValueError(
+                f"{language.where}: {name} is id {id}, expected 0 to {config.language.num_ids - 1}"
+            )

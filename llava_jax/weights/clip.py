@@ -53,12 +53,12 @@ def read_config(settings: Settings, **ours: Any) -> ClipConfig:
             f"{settings.where}: the vision tower is a {model_type!r}, expected 'clip_vision_model'"
         )
     return ClipConfig(
-        hidden_size=settings.get("hidden_size", int, 768),
-        intermediate_size=settings.get("intermediate_size", int, 3072),
-        num_layers=settings.get("num_hidden_layers", int, 12),
-        num_heads=settings.get("num_attention_heads", int, 12),
-        image_size=settings.get("image_size", int, 224),
-        patch_size=settings.get("patch_size", int, 32),
+        hidden_size=settings.size("hidden_size", 768),
+        intermediate_size=settings.size("intermediate_size", 3072),
+        num_layers=settings.size("num_hidden_layers", 12),
+        num_heads=settings.size("num_attention_heads", 12),
+        image_size=settings.size("image_size", 224),
+        patch_size=settings.size("patch_size", 32),
         hidden_act=settings.get("hidden_act", str, "quick_gelu"),
         layer_norm_eps=settings.get("layer_norm_eps", float, 1e-5),
         **ours,

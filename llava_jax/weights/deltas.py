@@ -26,16 +26,36 @@ def without_deltas(sources: list[Source]) -> list[Source]:
             f"got a {first.kind} over a base with a language model of its own ({under.where}); "
             "expected a LLaMA folder, if the first is a delta on it, or no such base"
         )
+    if (ratio := _norm(first) / _norm(under)) > 0.5:
+        raise ValueError(
+            f"got {first.where} over {under.where}, both with a language model; a delta's final "
+            f"norm is near 0, and the first's is {ratio:.2f} times the base's: it is whole, leave "
+            "this base out"
+        )
     added = {
         key: _added(tensor, under.tensors[key]) if key in under.tensors else tensor
         for key, tensor in first.tensors.items()
     }
-    note = f"{first.where} was taken for a delta and added to {under.where}"
+    notes = [f"{first.where} was taken for a delta and added to {under.where}"]
     hints = first.hints
-    if hints.template is None:  # LLaVA gave out deltas for its first models only
+    if hints.template is None:
         hints = dataclasses.replace(hints, template="v0", text_restarts=False)
-    whole = dataclasses.replace(first, tensors=added, hints=hints, notes=(*first.notes, note))
+        notes.append("deltas came with LLaVA's first models: template 'v0' assumed (--template)")
+    whole = dataclasses.replace(first, tensors=added, hints=hints, notes=(*first.notes, *notes))
     return [whole, *(base for base in bases if base is not under)]
+
+
+def seems_a_delta(source: Source) -> bool:
+    """A final norm scales by about 1; the difference of two is near 0."""
+    return _norm(source) < 0.02
+
+
+def _norm(source: Source) -> float:
+    """The final norm's scale, on average."""
+    tensor = source.tensors.get(f"{HUB.decoder}norm.weight")
+    if tensor is None:
+        return 1.0
+    return float(np.sqrt(np.mean(np.square(tensor.read().astype(np.float64)))))
 
 
 def _added(delta: Tensor, base: Tensor) -> Tensor:

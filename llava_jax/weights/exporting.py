@@ -49,10 +49,7 @@ def export(
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Report:
     """Writes the folder; it appears when it is complete. projector_bin: also mm_projector.bin."""
-    if format not in FORMATS:
-        raise ValueError(f"got format {format!r}, expected one of {FORMATS}")
-    if problem := not_expressible(stored.about, format):
-        raise ValueError(f"format {format!r} cannot express {problem}")
+    _check(stored.about, format)
     if format == "hf":
         tensors, texts = hugging_face(stored)
     else:
@@ -71,9 +68,17 @@ def export(
 
 
 def exported_bytes(stored: StoredModel, format: str) -> int:
-    """What an export writes, for a progress bar."""
+    """What an export will write, for a progress bar; refuses what cannot be written."""
+    _check(stored.about, format)
     tensors, _ = (hugging_face if format == "hf" else original)(stored)
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _check(about: About, format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"got format {format!r}, expected one of {FORMATS}")
+    if problem := not_expressible(about, format):
+        raise ValueError(f"format {format!r} cannot express {problem}")
 
 
 def not_expressible(about: About, format: str) -> str | None:

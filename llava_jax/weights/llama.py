@@ -77,8 +77,8 @@ def read_config(settings: Settings, vocab_rows: int, vocab_size: int) -> LlamaCo
         )
     for name, default in (("attention_bias", False), ("mlp_bias", False)):
         settings.only(name, False, default)
-    hidden_size = settings.get("hidden_size", int, 4096)
-    num_heads = settings.get("num_attention_heads", int, 32)
+    hidden_size = settings.size("hidden_size", 4096)
+    num_heads = settings.size("num_attention_heads", 32)
     head_dim = settings.get("head_dim", int, None)
     # Written out by some and left out by others, the usual one is the same architecture.
     usual = num_heads > 0 and head_dim == hidden_size // num_heads
@@ -86,10 +86,10 @@ def read_config(settings: Settings, vocab_rows: int, vocab_size: int) -> LlamaCo
         vocab_size=vocab_size,
         added_vocab=vocab_rows - vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=settings.get("intermediate_size", int, 11008),
-        num_layers=settings.get("num_hidden_layers", int, 32),
+        intermediate_size=settings.size("intermediate_size", 11008),
+        num_layers=settings.size("num_hidden_layers", 32),
         num_heads=num_heads,
-        num_kv_heads=settings.get("num_key_value_heads", int, num_heads),
+        num_kv_heads=settings.size("num_key_value_heads", num_heads),
         head_dim=None if usual else head_dim,
         rms_norm_eps=settings.get("rms_norm_eps", float, 1e-6),
         rope=_read_rope(settings),
@@ -99,7 +99,7 @@ def read_config(settings: Settings, vocab_rows: int, vocab_size: int) -> LlamaCo
 
 
 def read_context(settings: Settings) -> int:
-    return settings.get("max_position_embeddings", int, 2048)
+    return settings.size("max_position_embeddings", 2048)
 
 
 def _read_rope(settings: Settings) -> RopeConfig:
@@ -171,6 +171,8 @@ def read_adapter(settings: Settings) -> LoraConfig:
         ("rank_pattern", {}),
         ("alpha_pattern", {}),
         ("modules_to_save", None),
+        ("layers_to_transform", None),
+        ("loftq_config", {}),
     ):
         settings.only(name, supported, supported)
     modules = settings.get("target_modules", (list, str))
@@ -183,7 +185,7 @@ def read_adapter(settings: Settings) -> LoraConfig:
         )
     targets = {ours[m.rpartition(".")[2]] for m in modules}
     return LoraConfig(
-        rank=settings.get("r", int),
+        rank=settings.size("r"),
         alpha=float(settings.get("lora_alpha", float)),
         dropout=float(settings.get("lora_dropout", float, 0.0)),
         targets=tuple(name for name in _PEFT_MODULES if name in targets),

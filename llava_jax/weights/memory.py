@@ -70,7 +70,8 @@ def params_in_memory(
         stacked = "/layers/" in path
         names = [stored_path(path, i) for i in range(shape.shape[0])] if stacked else [path]
         tensors = [stored[name] for name in names]
-        kind = np.dtype(dtype) if dtype else np.result_type(*{t.dtype for t in tensors})
+        dtypes = {t.dtype for t in tensors} or {np.dtype(np.float32)}  # a stack may have no layer
+        kind = np.dtype(dtype) if dtype else np.result_type(*dtypes)
         # Two doubles have no more to say to a model than two floats.
         kind = np.dtype(np.float32) if kind == np.float64 else kind
         parts: dict[str, np.ndarray] = {}

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,9 +47,15 @@ def save(
     args = ocp.args.PyTreeSave(
         tree, save_args=save_args, ocdbt_target_data_file_size=_DATA_FILE_BYTES
     )
+    handler = _Handler(on_tensor)
     try:
-        with _quietly(), _checkpointer(_Handler(on_tensor)) as checkpointer:
+        with _quietly(), _checkpointer(handler) as checkpointer:
             checkpointer.save(folder, args=args)
+    except KeyboardInterrupt:
+        # Orbax writes in a thread of its own; what it still wrote would be left behind.
+        logging.getLogger("absl").disabled = True  # what ends there now is no news
+        handler.stop()
+        raise
     except ValueError as error:
         # TensorStore's errors of a full disk are no OSErrors, and carry the number in their text.
         if number := re.search(r"os_error_code='(\d+)'", str(error)):
@@ -107,6 +114,13 @@ class _Handler(type_handlers.NumpyHandler):
     def __init__(self, on_tensor: Callable[[str, np.ndarray], None] = lambda path, array: None):
         super().__init__(deepcopy_host_arrays=False)
         self._on_tensor = on_tensor
+        self._stopping, self._idle = threading.Event(), threading.Event()
+        self._idle.set()
+
+    def stop(self) -> None:
+        """Ends the writing, and waits for what is under way."""
+        self._stopping.set()
+        self._idle.wait()
 
     async def serialize(self, values: Sequence[Any], infos, args=None):  # our _Leaf for np.ndarray
         args = args or [type_handlers.SaveArgs()] * len(values)
@@ -122,6 +136,8 @@ class _Handler(type_handlers.NumpyHandler):
         def read(leaves: Sequence[_Leaf]) -> list[np.ndarray]:
             arrays = []
             for leaf in leaves:
+                if self._stopping.is_set():
+                    raise InterruptedError(f"interrupted before {leaf.path}")
                 array = leaf.tensor.read()
                 promised = (leaf.tensor.shape, leaf.tensor.dtype)
                 assert (array.shape, array.dtype) == promised, leaf.path
@@ -129,6 +145,7 @@ class _Handler(type_handlers.NumpyHandler):
                 arrays.append(array)
             return arrays
 
+        self._idle.clear()
         groups = _groups([leaf.nbytes for leaf in values])
         coming = loop.run_in_executor(None, read, values[groups[0]])
         try:
@@ -140,6 +157,7 @@ class _Handler(type_handlers.NumpyHandler):
                 await _all([self._background_serialize([x], [i], [a]) for x, i, a in each])
         finally:
             await asyncio.gather(coming, return_exceptions=True)
+            self._idle.set()
 
     async def deserialize(self, infos, args=None) -> Any:
         handles = []

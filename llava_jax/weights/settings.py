@@ -22,8 +22,11 @@ class Settings:
 
     @classmethod
     def read(cls, file: epath.Path) -> "Settings":
+        def refuse(constant: str) -> None:
+            raise ValueError(f"it holds {constant}")
+
         try:
-            values = json.loads(file.read_bytes())
+            values = json.loads(file.read_bytes(), parse_constant=refuse)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
         if not isinstance(values, dict):
@@ -53,12 +56,18 @@ class Settings:
             raise ValueError(f"{self.where}: {name!r} is {value!r}, expected {expected}")
         return value
 
+    def size(self, name: str, default: Any = ...) -> int:
+        value = self.get(name, int, default)
+        if value < 1:
+            raise ValueError(f"{self.where}: {name!r} is {value}, expected 1 or more")
+        return value
+
     def inner(self, name: str) -> "Settings":
         return Settings(self.get(name, dict, {}), f"{self.where}, {name!r}")
 
     def only(self, name: str, supported: Any, default: Any) -> None:
         """Refuses a setting that changes the function in a way this system does not have."""
-        value = self.values.get(name, default)
+        value = self.values[name] if name in self else default
         if value != supported:
             raise ValueError(
                 f"{self.where}: {name!r} is {value!r}, only {supported!r} is supported"

@@ -7,7 +7,7 @@ several.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -46,6 +46,8 @@ class Hints:
     template: str | None = None
     image_token: int | None = None
     tower: str | None = None
+    projector: str | None = None
+    projector_inputs: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +76,17 @@ class Source:
 def open_source(place: epath.Path, *, allow_pickle: bool = False) -> Source:
     """Opens a folder, or a projector's file. Ours are opened by model_folder."""
     if not place.exists():
-        raise ValueError(f"got {place}, which does not exist; expected a folder of weights")
+        raise ValueError(
+            f"got {place}, which does not exist; expected a folder of weights (nothing is "
+            "downloaded by name)"
+        )
     if not place.is_dir():
         return _projector(place, allow_pickle)
     names = {entry.name for entry in place.iterdir()}
     if "adapter_config.json" in names:
         return _adapter(place, allow_pickle)
+    if names & {*_ADAPTER_FILES}:
+        raise ValueError(f"{place} holds a LoRA's factors and no adapter_config.json")
     own = [n for n in names if re.fullmatch(r"(model.*\.safetensors|pytorch_model.*\.bin)", n)]
     if not own and (file := _first(place, _PROJECTOR_FILES)):
         return _projector(file, allow_pickle)
@@ -91,6 +98,7 @@ def _model(folder: epath.Path, read: Tensors) -> Source:
     notes = [f"{len(read) - len(tensors)} buffers that are computed were left out"]
     notes = notes if len(tensors) < len(read) else []
     settings = Settings.read(folder / "config.json")
+    settings.only("quantization_config", None, None)
     layout = layout_of(tensors)
     if layout is not None:
         source = _original if layout is ORIGINAL else _hugging_face
@@ -108,13 +116,15 @@ def _model(folder: epath.Path, read: Tensors) -> Source:
 
 def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) -> Source:
     settings.only("multimodal_projector_bias", True, True)
+    settings.only("model_type", "llava", "llava")
     text, vision = settings.inner("text_config"), settings.inner("vision_config")
     # A config without a tower means the class's own default: ViT-L/14-336.
     default = {} if "vision_config" in settings else _VIT_L_336
     vision = Settings({**default, **vision.values}, vision.where)
-    if "tie_word_embeddings" in settings:
-        tied = {"tie_word_embeddings": settings.values["tie_word_embeddings"]}
-        text = Settings({**tied, **text.values}, text.where)
+    # The language model's own settings count; some are only written above them.
+    above = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    shared = {name: settings.values[name] for name in above if name in settings}
+    text = Settings({**shared, **text.values}, text.where)
     layers = settings.get("vision_feature_layer", (int, list), -2)
     strategy = settings.get("vision_feature_select_strategy", str, "default")
     if strategy not in ("default", "full"):
@@ -128,7 +138,7 @@ def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) 
         kind=layout.name,
         where=str(folder),
         tensors=hub,
-        vision=clip.read_config(vision),
+        vision=_tower(vision, hub, folder),
         projector_act=settings.get("projector_hidden_act", str, "gelu"),
         hints=Hints(
             select_layers=tuple(layers) if isinstance(layers, list) else (layers,),
@@ -185,6 +195,8 @@ def _original_hints(settings: Settings) -> Hints:
         image_mode=modes[mode],
         start_end_tokens=settings.get("mm_use_im_start_end", bool, False),
         tower=settings.get("mm_vision_tower", str, None),
+        projector=settings.get("mm_projector_type", str, None),
+        projector_inputs=settings.get("mm_hidden_size", int, None),
     )
 
 
@@ -212,7 +224,53 @@ def _tower_inside(settings: Settings, hub: Tensors) -> ClipConfig | None:
         "patch_size": patch,
         **settings.get("mm_vision_config", dict, {}),
     }
-    return clip.read_config(Settings(described, f"{settings.where}, the vision tower's shapes"))
+    folder = epath.Path(settings.where).parent
+    return _tower(Settings(described, f"{settings.where}, the vision tower's shapes"), hub, folder)
+
+
+def _tower(settings: Settings, hub: Tensors, folder: epath.Path) -> ClipConfig:
+    """The tower's config, with the colours its folder's own processor subtracts."""
+    _check_layers(settings, hub, f"{HUB.vision}encoder.layers.", 12)
+    colours = {}
+    pictures = _picture_settings(folder)
+    for ours in ("image_mean", "image_std"):
+        values = pictures.get(ours, list, None)
+        if values is None:
+            continue
+        if len(values) != 3 or not all(isinstance(v, float | int) for v in values):
+            raise ValueError(f"{pictures.where}: {ours!r} is {values}, expected three numbers")
+        if ours == "image_std" and min(values) <= 0:
+            raise ValueError(f"{pictures.where}: {ours!r} is {values}, expected positive numbers")
+        colours[ours] = tuple(float(v) for v in values)
+    config = _complete(lambda: clip.read_config(settings, **colours), settings)
+    for name in ("size", "crop_size"):
+        sides = pictures.values.get(name)
+        given = sides.values() if isinstance(sides, dict) else [sides]
+        if wrong := [side for side in given if side not in (None, config.image_size)]:
+            raise ValueError(
+                f"{pictures.where}: {name!r} is {wrong[0]}, and the tower sees {config.image_size}"
+            )
+    return config
+
+
+def _check_layers(settings: Settings, hub: Tensors, prefix: str, default: int) -> None:
+    """Before a table of all layers is made: a config may say anything."""
+    found = {key.removeprefix(prefix).partition(".")[0] for key in hub if key.startswith(prefix)}
+    told = settings.size("num_hidden_layers", default)
+    if told != len(found):
+        raise ValueError(
+            f"{settings.where}: 'num_hidden_layers' is {told}, and the tensors are of {len(found)}"
+        )
+
+
+def _complete(read: Callable[[], Any], settings: Settings) -> Any:
+    """What `read` returns; a complaint of the model's own config gets the file's name."""
+    try:
+        return read()
+    except ValueError as error:
+        if str(error).startswith(settings.where):
+            raise
+        raise ValueError(f"{settings.where}: {error}") from error
 
 
 def _llama(folder, settings: Settings, tensors: Tensors) -> Source:
@@ -233,11 +291,12 @@ def _clip(folder, settings: Settings, tensors: Tensors) -> Source:
     seeing = {key: x for key, x in tensors.items() if not _CLIP_TEXT_SIDE.match(key)}
     described = settings.inner("vision_config") if "vision_config" in settings else settings
     left = len(tensors) - len(seeing)
+    hub = renamed(seeing, dataclasses.replace(HUB, vision=prefix))
     return Source(
         kind="CLIP",
         where=str(folder),
-        tensors=renamed(seeing, dataclasses.replace(HUB, vision=prefix)),
-        vision=clip.read_config(described),
+        tensors=hub,
+        vision=_tower(described, hub, folder),
         notes=(f"{left} tensors of CLIP's text side were left out",) if left else (),
     )
 
@@ -261,7 +320,7 @@ def _adapter(folder: epath.Path, allow_pickle: bool) -> Source:
     if file is None:
         raise ValueError(f"{folder} has adapter_config.json and none of {_ADAPTER_FILES}")
     factors = {
-        HUB.decoder + key.removeprefix("base_model.model.model."): tensor
+        HUB.decoder + key.removeprefix("base_model.model.model.").replace(".default.", "."): tensor
         for key, tensor in io.read_file(file, allow_pickle=allow_pickle).items()
     }
     beside = _first(folder, _BESIDE_ADAPTER)
@@ -299,6 +358,7 @@ def _language(
     if has_tokenizer is not None:
         loaded = tokenizers.load(folder)
         added, vocab_size = loaded.added, min(loaded.vocab_size, vocab_rows)
+    _check_layers(settings, hub, f"{HUB.decoder}layers.", 32)
     generation = Settings.read_if_there(folder / "generation_config.json")
 
     def id_of(name: str) -> int | None:
@@ -310,7 +370,9 @@ def _language(
         return None
 
     return {
-        "language": llama.read_config(settings, vocab_rows, vocab_size),
+        "language": _complete(
+            lambda: llama.read_config(settings, vocab_rows, vocab_size), settings
+        ),
         "context": llama.read_context(settings),
         "tokenizer": has_tokenizer,
         "tokens": Tokens(
@@ -329,13 +391,16 @@ def _language(
 
 
 def _hugging_face_image_mode(folder: epath.Path) -> Mode | None:
-    processor = Settings.read_if_there(folder / "processor_config.json").inner("image_processor")
-    settings = processor if processor.values else None
-    if settings is None and (folder / "preprocessor_config.json").exists():
-        settings = Settings.read(folder / "preprocessor_config.json")
-    if settings is None:
+    settings = _picture_settings(folder)
+    if not settings.values:
         return None
     return "pad" if settings.get("do_pad", bool, False) else "crop"
+
+
+def _picture_settings(folder: epath.Path) -> Settings:
+    """What a processor does to pictures: transformers 5 has it in one file, earlier ones in two."""
+    inside = Settings.read_if_there(folder / "processor_config.json").inner("image_processor")
+    return inside if inside.values else Settings.read_if_there(folder / "preprocessor_config.json")
 
 
 def _template(folder: epath.Path) -> str | None:

@@ -33,8 +33,9 @@ _WORDS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 def refusal(path: epath.Path) -> ValueError:
     return ValueError(
         f"{path} is a pickle, and opening a pickle can run any code; expected .safetensors. If you "
-        "trust where it comes from, --allow-pickle opens it with weights_only=True, which admits "
-        "tensors only; safer is the same checkpoint as .safetensors, if its authors publish one"
+        "trust where it comes from, --allow-pickle (in Python allow_pickle=True) opens it with "
+        "weights_only=True, which admits tensors only; safer is the same checkpoint as "
+        ".safetensors, if its authors publish one"
     )
 
 

@@ -28,12 +28,16 @@ from llava_jax.weights.tensor import Tensor
 _TOLERANCE = 1e-4
 
 
-def of_import(stored: StoredModel, report: Report, dst: epath.Path) -> Iterator[str]:
+def of_import(
+    src: epath.Path, stored: StoredModel, report: Report, dst: epath.Path
+) -> Iterator[str]:
     """Yields what was found to hold; raises ValueError with all that does not."""
     again = model_folder.read(dst)
     written = {path: again.leaves[path] for path in report.digests}
     yield _same_tensors(written, stored.leaves, report.digests)
-    yield from _same_logits(again, None)
+    # What transformers itself reads is the better witness; the rest goes by our own tables.
+    theirs = src if stored.kind == HUB.name and not stored.about.config.language.lora.rank else None
+    yield from _same_logits(again, report, theirs)
 
 
 def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str) -> Iterator[str]:
@@ -51,7 +55,7 @@ def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str)
     known = {path: digest for path, digest in stored.digests.items() if path in back}
     if known:
         yield _same_tensors(back, stored.leaves, known) + ", mapped back"
-    yield from _same_logits(stored, dst if format == "hf" else None)
+    yield from _same_logits(stored, report, dst if format == "hf" else None)
 
 
 def _same_tensors(
@@ -74,8 +78,13 @@ def _same_tensors(
     return f"{len(digests)} tensors by name, shape, dtype and SHA-256"
 
 
-def _same_logits(stored: StoredModel, hub_folder: epath.Path | None) -> Iterator[str]:
+def _same_logits(
+    stored: StoredModel, report: Report, hub_folder: epath.Path | None
+) -> Iterator[str]:
     """hub_folder: where PyTorch's model is to be loaded from; None makes it of the same tensors."""
+    if report.not_finite:
+        yield "no logits: with weights that are NaN or infinite they would be NaN"
+        return
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         yield "no logits: torch and transformers are not installed (pip install 'llava-jax[hf]')"
         return
@@ -139,18 +148,22 @@ def _our_logits(about: About, params: Any, batch: Batch) -> np.ndarray:
 def _torch_logits(stored: StoredModel, hub_folder: epath.Path | None) -> dict[str, np.ndarray]:
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if hub_folder is not None:
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             str(hub_folder), dtype=torch.float32, output_loading_info=True
         )
         model, found = loaded
-        odd = {kind: sorted(keys) for kind, keys in found.items() if keys}
+        odd = {kind: sorted(map(str, keys)) for kind, keys in found.items() if keys}
         if odd:
             raise ValueError(f"transformers loads {hub_folder} with {odd}")
     else:
         tensors, texts = exporting.hugging_face(stored)
+        # In f32 throughout: the config's own dtype would make parts of the model half.
         model = LlavaForConditionalGeneration(LlavaConfig(**json.loads(texts["config.json"])))
+        model.float()
         with torch.no_grad():
             for key, tensor in tensors.items():
                 values = torch.from_numpy(np.asarray(tensor.read(), np.float32))

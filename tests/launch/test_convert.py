@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,12 +70,17 @@ def test_there_and_back_as_a_command(tmp_path):
 
 def test_verify_says_what_it_found(run, tmp_path):
     import_torch()
-    src, _ = checkpoints.original(tmp_path / "src", linear=True)
+    src, _ = checkpoints.hugging_face(tmp_path / "src", "in memory, plain tower", "float16")
     outcome = run("import", src, tmp_path / "ours", "--verify")
     assert outcome.code == 0, outcome.err
-    assert "78 tensors by name, shape, dtype and SHA-256" in outcome.out
+    assert "82 tensors by name, shape, dtype and SHA-256" in outcome.out
     assert "logits of a text prompt equal PyTorch's" in outcome.out
     assert "logits of a picture prompt equal PyTorch's" in outcome.out
+    original, _ = checkpoints.original(tmp_path / "original", "bfloat16")
+    outcome = run("export", original, tmp_path / "hf", "--format", "original", "--verify")
+    assert outcome.code == 0, outcome.err
+    assert "picture prompt equal" in outcome.out
+    shutil.rmtree(tmp_path / "hf")
     outcome = run("export", tmp_path / "ours", tmp_path / "hf", "--format", "hf", "--verify")
     assert outcome.code == 0, outcome.err
     assert "mapped back" in outcome.out
@@ -140,10 +147,14 @@ def test_the_projector_apart(run, tmp_path):
 
 
 def spoilt(tmp_path: Path, **changes: Any) -> Path:
-    """A good folder with its config.json changed."""
+    """A good folder with its config.json changed, its parts field by field."""
     src, _ = checkpoints.hugging_face(tmp_path / "src")
     file = src / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    config = json.loads(file.read_text())
+    for name, value in changes.items():
+        inside = name in config and isinstance(value, dict)
+        config[name] = {**config[name], **value} if inside else value
+    file.write_text(json.dumps(config))
     return src
 
 
@@ -172,7 +183,7 @@ def test_tensors_that_do_not_fit_are_all_named(run, tmp_path):
     assert refused(
         run("import", odd, tmp_path / "dst"),
         tmp_path / "dst",
-        "3 tensors do not fit",
+        "3 of the tensors do not fit",
         "encoder.layers.2.mlp.fc1.bias: missing, expected shape (64,)",
         "layers.0.mlp.up_proj.weight: got shape (3, 5), expected (96, 48)",
         "layers.0.self_attn.q_proj.bias: unused",
@@ -180,8 +191,7 @@ def test_tensors_that_do_not_fit_are_all_named(run, tmp_path):
 
 
 def test_a_config_that_disagrees_with_the_shapes(run, tmp_path):
-    text = {**checkpoints.TEXT_CONFIG, "vocab_size": VOCAB}
-    src = spoilt(tmp_path, text_config=text)
+    src = spoilt(tmp_path, text_config={"vocab_size": VOCAB})
     assert refused(
         run("import", src, tmp_path / "dst"), tmp_path / "dst", "'vocab_size' is 512", "576 rows"
     )
@@ -195,13 +205,96 @@ def test_a_config_that_disagrees_with_the_shapes(run, tmp_path):
         ({"vision_feature_select_strategy": "x"}, ("is 'x', expected 'default' or 'full'",)),
         ({"vision_feature_layer": "last"}, ("'vision_feature_layer' is 'last'",)),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, ("'siglip_vision_model'",)),
-        ({"text_config": {"model_type": "qwen2", "vocab_size": 576}}, ("is a 'qwen2'", "'llama'")),
+        ({"text_config": {"model_type": "qwen2"}}, ("is a 'qwen2'", "'llama'")),
+        ({"model_type": "llava_next"}, ("'model_type' is 'llava_next'",)),
+        ({"quantization_config": {"bits": 4}}, ("'quantization_config'",)),
+        ({"text_config": {"num_hidden_layers": 10**9}}, ("1000000000", "tensors are of 2")),
+        ({"text_config": {"num_hidden_layers": -1}}, ("-1, expected 1 or more",)),
+        ({"vision_config": {"num_hidden_layers": 24}}, ("is 24, and the tensors are of 3",)),
+        ({"vision_config": {"patch_size": 0}}, ("'patch_size' is 0, expected 1 or more",)),
+        ({"text_config": {"rms_norm_eps": float("nan")}}, ("NaN",)),
+        ({"text_config": {"rms_norm_eps": -1}}, ("rms_norm_eps -1",)),
+        ({"text_config": {"rope_theta": 0}}, ("rope theta 0",)),
+        (
+            {"text_config": {"rope_scaling": {"type": "yarn", "factor": 2.0}}},
+            ("unknown rope scaling 'yarn'",),
+        ),
+        ({"text_config": {"num_attention_heads": 5}}, ("5 query heads for 2",)),
     ],
 )
 def test_a_config_of_something_else(run, tmp_path, changes, parts):
     src = spoilt(tmp_path, **changes)
     outcome = run("import", src, tmp_path / "dst")
     assert refused(outcome, tmp_path / "dst", "config.json", *parts)
+
+
+def test_weights_that_are_no_numbers_of_a_model(run, tmp_path):
+    src, state = checkpoints.hugging_face(tmp_path / "good")
+    key = "language_model.model.layers.0.mlp.up_proj.weight"
+    state[key] = state[key].astype(np.int8)
+    config = json.loads((src / "config.json").read_text())
+    odd = checkpoints.write(tmp_path / "src", state, config, added=("<image>", "<pad>"))
+    outcome = run("import", odd, tmp_path / "dst")
+    assert refused(outcome, tmp_path / "dst", key, "got int8, expected one of ('float16'")
+
+
+def test_start_and_end_tokens_that_do_not_exist(run, tmp_path):
+    src, _ = checkpoints.original(tmp_path / "src", linear=True)
+    config = checkpoints.original_config(VOCAB, linear=True)
+    (src / "config.json").write_text(json.dumps({**config, "mm_use_im_start_end": True}))
+    outcome = run("import", src, tmp_path / "dst")
+    assert refused(outcome, tmp_path / "dst", "<im_start> and <im_end>", "no such token")
+
+
+def test_an_image_token_out_of_range(run, tmp_path):
+    outcome = run("import", spoilt(tmp_path, image_token_index=99999), tmp_path / "dst")
+    assert refused(outcome, tmp_path / "dst", "<image> is id 99999, expected 0 to 575")
+
+
+def test_a_projector_of_another_kind_than_told(run, tmp_path):
+    src, _ = checkpoints.original(tmp_path / "src")
+    config = json.loads((src / "config.json").read_text())
+    for field, value in (("mm_projector_type", "mlp3x_gelu"), ("mm_hidden_size", 1024)):
+        (src / "config.json").write_text(json.dumps({**config, field: value}))
+        outcome = run("import", src, tmp_path / "dst")
+        assert refused(outcome, tmp_path / "dst", field, str(value), "the tensors are of")
+
+
+def test_a_seed_below_zero(run, tmp_path):
+    llama, _ = checkpoints.llama(tmp_path / "llama")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    outcome = run("import", llama, tmp_path / "dst", "--base", clip, "--seed=-1")
+    assert refused(outcome, tmp_path / "dst", "got seed -1")
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_an_interrupted_import_leaves_nothing(tmp_path, number, word):
+    src, _ = checkpoints.hugging_face(tmp_path / "src")
+    # The signal comes while tensors are read and written: the process sends it to itself.
+    program = (
+        "import os, runpy, sys\n"
+        "from llava_jax import model_folder\n"
+        "observe = model_folder.Observer.__call__\n"
+        "def signalling(self, path, array):\n"
+        "    observe(self, path, array)\n"
+        f"    if path.endswith('layers/1/up/kernel'): os.kill(os.getpid(), {int(number)})\n"
+        "model_folder.Observer.__call__ = signalling\n"
+        f"sys.argv = ['convert.py', 'import', {str(src)!r}, {str(tmp_path / 'dst')!r}]\n"
+        f"runpy.run_path({str(CHECKOUT / 'launch' / 'convert.py')!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + number, done.stderr
+    assert done.stderr.splitlines()[-1] == word
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
 
 
 def test_an_unknown_architecture(run, tmp_path):

@@ -193,7 +193,8 @@ def original(
 ) -> tuple[Path, State]:
     rows = VOCAB + len(added)
     state = draw(original_shapes(rows, linear=linear, with_tower=with_tower), dtype)
-    return write(folder, state, original_config(rows, linear), added=added, **options), state
+    config = {**original_config(rows, linear), "mm_use_im_start_end": "<im_start>" in added}
+    return write(folder, state, config, added=added, **options), state
 
 
 def original_config(rows: int, linear: bool = False) -> dict[str, Any]:

@@ -142,6 +142,44 @@ def test_a_chat_template_tells_the_conversation(tmp_path, file, chat, template):
     assert told.about.template == "plain"
 
 
+@pytest.mark.parametrize("same_head", [True, False])
+def test_a_head_beside_tied_embeddings_counts_if_it_differs(tmp_path, same_head):
+    src, state = checkpoints.hugging_face(tmp_path / "good")
+    config = json.loads((src / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True
+    head, table = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+    if same_head:
+        state[head] = state[table]
+    tied = checkpoints.write(tmp_path / "tied", state, config, added=("<image>", "<pad>"))
+    opened = open_model(epath.Path(tied))
+    assert opened.about.config.language.tie_embeddings == same_head
+    assert ("language/head/kernel" in opened.leaves) == (not same_head)
+
+
+@pytest.mark.parametrize("where", ["model", "clip"])
+def test_the_colours_a_processor_subtracts_are_the_folders_own(tmp_path, where):
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    src, _ = (
+        checkpoints.hugging_face(tmp_path / "model")
+        if where == "model"
+        else checkpoints.original(tmp_path / "model", with_tower=False)
+    )
+    own = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7], "size": 56}
+    (tmp_path / where / "preprocessor_config.json").write_text(json.dumps(own))
+    bases = [clip] if where == "clip" else []
+    stored = imported(tmp_path / "ours", src, *bases)
+    vision = stored.about.config.vision
+    assert (vision.image_mean, vision.image_std) == ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+    exporting.export(stored, epath.Path(tmp_path / "back"), "hf")
+    written = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
+    assert written["image_mean"] == [0.5, 0.4, 0.3]
+
+
+def test_ids_written_above_the_language_models_own_config_count(tmp_path):
+    src, _ = checkpoints.hugging_face(tmp_path / "src")
+    assert open_model(epath.Path(src)).about.tokens.pad == VOCAB + 1
+
+
 # What is added to a vocabulary.
 
 
@@ -187,7 +225,9 @@ def test_rows_for_the_image_token_are_never_the_likeliest(tmp_path):
 # Pieces of models.
 
 
-def lora_folder(folder: Path, dtype=np.float32, targets=("q_proj", "down_proj")) -> dict:
+def lora_folder(
+    folder: Path, dtype=np.float32, targets=("q_proj", "down_proj"), adapter_name=""
+) -> dict:
     """A LoRA as the reference saves one: PEFT's factors, and the projector beside them."""
     rng = np.random.default_rng(3)
     places = {"q_proj": ("self_attn", WIDTH, WIDTH), "down_proj": ("mlp", checkpoints.MLP, WIDTH)}
@@ -196,8 +236,12 @@ def lora_folder(folder: Path, dtype=np.float32, targets=("q_proj", "down_proj"))
         for name in targets:
             block, inputs, outputs = places[name]
             key = f"base_model.model.model.layers.{layer}.{block}.{name}"
-            factors[f"{key}.lora_A.weight"] = rng.standard_normal((4, inputs)).astype(dtype)
-            factors[f"{key}.lora_B.weight"] = rng.standard_normal((outputs, 4)).astype(dtype)
+            factors[f"{key}.lora_A{adapter_name}.weight"] = rng.standard_normal((4, inputs)).astype(
+                dtype
+            )
+            factors[f"{key}.lora_B{adapter_name}.weight"] = rng.standard_normal(
+                (outputs, 4)
+            ).astype(dtype)
     names = ("base_model.model.model.mm_projector.0", "base_model.model.model.mm_projector.2")
     projector = checkpoints.draw(checkpoints.matrices(*names), seed=4)
     adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": list(targets)}
@@ -255,13 +299,22 @@ def test_a_lora_is_kept_beside_its_base(tmp_path):
     )
 
 
+def delta_folder(folder: Path, dtype: str = "float16") -> tuple[Path, State]:
+    """What was trained minus its base, so that norms are near 0; LLaVA v0 came like this."""
+    added = ("<im_patch>", "<im_start>", "<im_end>")
+    shapes = checkpoints.original_shapes(VOCAB + 3, linear=True, with_tower=False)
+    rng = np.random.default_rng(8)
+    state = {
+        name: (0.01 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()
+    }
+    config = checkpoints.original_config(VOCAB + 3, linear=True)
+    return checkpoints.write(folder, state, config, added=added), state
+
+
 def test_a_delta_is_added_to_its_base(tmp_path):
     llama, base = checkpoints.llama(tmp_path / "llama", "float16")
     clip, _ = checkpoints.clip(tmp_path / "clip")
-    added = ("<im_patch>", "<im_start>", "<im_end>")
-    src, delta = checkpoints.original(
-        tmp_path / "delta", "float16", linear=True, with_tower=False, added=added
-    )
+    src, delta = delta_folder(tmp_path / "delta")
     stored = imported(tmp_path / "ours", src, llama, clip)
     back = exported(tmp_path / "back", stored, "original")
     for key, values in delta.items():
@@ -271,6 +324,33 @@ def test_a_delta_is_added_to_its_base(tmp_path):
         np.testing.assert_array_equal(back[key], expected, err_msg=key)
     assert stored.about.template == "v0"
     assert stored.about.tokens.image_start == VOCAB + 1
+
+
+def test_a_whole_model_is_not_taken_for_a_delta(tmp_path):
+    llama, _ = checkpoints.llama(tmp_path / "llama")
+    src, _ = checkpoints.original(tmp_path / "src")
+    with pytest.raises(ValueError, match="it is whole, leave this base out"):
+        open_model(epath.Path(src), [epath.Path(llama)])
+
+
+def test_a_delta_alone_is_noticed(tmp_path):
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    src, _ = delta_folder(tmp_path / "delta")
+    opened = open_model(epath.Path(src), [epath.Path(clip)])
+    assert any("as a delta's is: if it is one, give --base" in note for note in opened.notes)
+
+
+def test_peft_may_name_the_adapter_in_its_keys(tmp_path):
+    llama, _ = checkpoints.llama(tmp_path / "llama")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    lora_folder(tmp_path / "plain")
+    lora_folder(tmp_path / "named", adapter_name=".default")
+    bases = [epath.Path(llama), epath.Path(clip)]
+    one, other = (
+        open_model(epath.Path(tmp_path / name), bases, Choices(keep_lora=True))
+        for name in ("plain", "named")
+    )
+    assert same(leaves_of(one), leaves_of(other))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
