@@ -7,7 +7,7 @@ several.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -22,6 +22,14 @@ from llava_jax.weights import clip, io, llama
 from llava_jax.weights.llava import HUB, ORIGINAL, Layout, layout_of, renamed, unwrapped
 from llava_jax.weights.settings import Settings
 from llava_jax.weights.tensor import Tensor
+from llava_jax.weights.tower import (
+    VIT_L_336,
+    check_layers,
+    complete,
+    image_mode_of,
+    read_tower,
+    tower_inside,
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -119,7 +127,7 @@ def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) 
     settings.only("model_type", "llava", "llava")
     text, vision = settings.inner("text_config"), settings.inner("vision_config")
     # A config without a tower means the class's own default: ViT-L/14-336.
-    default = {} if "vision_config" in settings else _VIT_L_336
+    default = {} if "vision_config" in settings else VIT_L_336
     vision = Settings({**default, **vision.values}, vision.where)
     # The language model's own settings count; some are only written above them.
     above = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -138,27 +146,17 @@ def _hugging_face(folder, settings: Settings, layout: Layout, tensors: Tensors) 
         kind=layout.name,
         where=str(folder),
         tensors=hub,
-        vision=_tower(vision, hub, folder),
+        vision=read_tower(vision, hub, folder),
         projector_act=settings.get("projector_hidden_act", str, "gelu"),
         hints=Hints(
             select_layers=tuple(layers) if isinstance(layers, list) else (layers,),
             select="patch" if strategy == "default" else "cls_patch",
-            image_mode=_hugging_face_image_mode(folder),
+            image_mode=image_mode_of(folder),
             template=_template(folder),
             image_token=image,
         ),
         **_language(folder, text, hub, image=image),
     )
-
-
-_VIT_L_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
 
 
 def _original(folder, settings: Settings, layout: Layout, tensors: Tensors) -> Source:
@@ -172,7 +170,7 @@ def _original(folder, settings: Settings, layout: Layout, tensors: Tensors) -> S
         kind=layout.name,
         where=str(folder),
         tensors=hub,
-        vision=_tower_inside(settings, hub),
+        vision=tower_inside(settings, hub),
         hints=_original_hints(settings),
         **_language(folder, settings, hub),
     )
@@ -200,79 +198,6 @@ def _original_hints(settings: Settings) -> Hints:
     )
 
 
-def _tower_inside(settings: Settings, hub: Tensors) -> ClipConfig | None:
-    """The original's config does not describe a tower that is inside: its tensors do, but for the
-    number of heads, 64 wide in every CLIP, and the activation, which OpenAI's share."""
-    patches = hub.get(f"{HUB.vision}embeddings.patch_embedding.weight")
-    position = hub.get(f"{HUB.vision}embeddings.position_embedding.weight")
-    fc1 = hub.get(f"{HUB.vision}encoder.layers.0.mlp.fc1.weight")
-    if patches is None or position is None or fc1 is None or len(patches.shape) != 4:
-        return None
-    blocks = [
-        int(found[1])
-        for key in hub
-        if (found := re.match(rf"{re.escape(HUB.vision)}encoder\.layers\.(\d+)\.", key))
-    ]
-    width, patch = patches.shape[0], patches.shape[-1]
-    grid = int((position.shape[0] - 1) ** 0.5)
-    described = {
-        "hidden_size": width,
-        "intermediate_size": fc1.shape[0],
-        "num_hidden_layers": max(blocks) + 1,
-        "num_attention_heads": max(width // 64, 1),
-        "image_size": grid * patch,
-        "patch_size": patch,
-        **settings.get("mm_vision_config", dict, {}),
-    }
-    folder = epath.Path(settings.where).parent
-    return _tower(Settings(described, f"{settings.where}, the vision tower's shapes"), hub, folder)
-
-
-def _tower(settings: Settings, hub: Tensors, folder: epath.Path) -> ClipConfig:
-    """The tower's config, with the colours its folder's own processor subtracts."""
-    _check_layers(settings, hub, f"{HUB.vision}encoder.layers.", 12)
-    colours = {}
-    pictures = _picture_settings(folder)
-    for ours in ("image_mean", "image_std"):
-        values = pictures.get(ours, list, None)
-        if values is None:
-            continue
-        if len(values) != 3 or not all(isinstance(v, float | int) for v in values):
-            raise ValueError(f"{pictures.where}: {ours!r} is {values}, expected three numbers")
-        if ours == "image_std" and min(values) <= 0:
-            raise ValueError(f"{pictures.where}: {ours!r} is {values}, expected positive numbers")
-        colours[ours] = tuple(float(v) for v in values)
-    config = _complete(lambda: clip.read_config(settings, **colours), settings)
-    for name in ("size", "crop_size"):
-        sides = pictures.values.get(name)
-        given = sides.values() if isinstance(sides, dict) else [sides]
-        if wrong := [side for side in given if side not in (None, config.image_size)]:
-            raise ValueError(
-                f"{pictures.where}: {name!r} is {wrong[0]}, and the tower sees {config.image_size}"
-            )
-    return config
-
-
-def _check_layers(settings: Settings, hub: Tensors, prefix: str, default: int) -> None:
-    """Before a table of all layers is made: a config may say anything."""
-    found = {key.removeprefix(prefix).partition(".")[0] for key in hub if key.startswith(prefix)}
-    told = settings.size("num_hidden_layers", default)
-    if told != len(found):
-        raise ValueError(
-            f"{settings.where}: 'num_hidden_layers' is {told}, and the tensors are of {len(found)}"
-        )
-
-
-def _complete(read: Callable[[], Any], settings: Settings) -> Any:
-    """What `read` returns; a complaint of the model's own config gets the file's name."""
-    try:
-        return read()
-    except ValueError as error:
-        if str(error).startswith(settings.where):
-            raise
-        raise ValueError(f"{settings.where}: {error}") from error
-
-
 def _llama(folder, settings: Settings, tensors: Tensors) -> Source:
     # LlamaModel saved alone lacks the prefix of LlamaForCausalLM.
     prefix = "model." if any(key.startswith("model.layers.") for key in tensors) else ""
@@ -296,7 +221,7 @@ def _clip(folder, settings: Settings, tensors: Tensors) -> Source:
         kind="CLIP",
         where=str(folder),
         tensors=hub,
-        vision=_tower(described, hub, folder),
+        vision=read_tower(described, hub, folder),
         notes=(f"{left} tensors of CLIP's text side were left out",) if left else (),
     )
 
@@ -358,7 +283,7 @@ def _language(
     if has_tokenizer is not None:
         loaded = tokenizers.load(folder)
         added, vocab_size = loaded.added, min(loaded.vocab_size, vocab_rows)
-    _check_layers(settings, hub, f"{HUB.decoder}layers.", 32)
+    check_layers(settings, hub, f"{HUB.decoder}layers.", 32)
     generation = Settings.read_if_there(folder / "generation_config.json")
 
     def id_of(name: str) -> int | None:
@@ -370,9 +295,7 @@ def _language(
         return None
 
     return {
-        "language": _complete(
-            lambda: llama.read_config(settings, vocab_rows, vocab_size), settings
-        ),
+        "language": complete(lambda: llama.read_config(settings, vocab_rows, vocab_size), settings),
         "context": llama.read_context(settings),
         "tokenizer": has_tokenizer,
         "tokens": Tokens(
@@ -388,19 +311,6 @@ def _language(
         if has_tokenizer
         else (f"{folder}: no tokenizer, so ids only, and no added ids are told apart",),
     }
-
-
-def _hugging_face_image_mode(folder: epath.Path) -> Mode | None:
-    settings = _picture_settings(folder)
-    if not settings.values:
-        return None
-    return "pad" if settings.get("do_pad", bool, False) else "crop"
-
-
-def _picture_settings(folder: epath.Path) -> Settings:
-    """What a processor does to pictures: transformers 5 has it in one file, earlier ones in two."""
-    inside = Settings.read_if_there(folder / "processor_config.json").inner("image_processor")
-    return inside if inside.values else Settings.read_if_there(folder / "preprocessor_config.json")
 
 
 def _template(folder: epath.Path) -> str | None:
