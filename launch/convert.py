@@ -12,64 +12,77 @@ memory. The destination appears when it is complete.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
 
 from llava_jax import api, cli, conversation, files, model_folder
-from llava_jax.model_folder import Base, Report, StoredModel
+from llava_jax.model_folder import Report, StoredModel, is_model_folder
 from llava_jax.weights import exporting, verification
 from llava_jax.weights.assembly import Choices
 
 
 def main() -> None:
     args = _parse()
-    bases = [files.path(base) for base in args.base]
-    choices = Choices(
-        allow_pickle=args.allow_pickle,
-        template=args.template,
-        projector=getattr(args, "projector", "mlp2x_gelu"),
-        seed=getattr(args, "seed", 0),
-        # Merged factors are no longer apart from the base.
-        keep_lora=getattr(args, "keep_lora", False) or getattr(args, "thin", False),
-    )
-    if args.verb == "export" and args.projector_bin and args.format == "hf":
-        raise ValueError("got --projector_bin with --format hf: expected --format original")
-    src, dst = files.path(args.src), files.path(args.dst)
-    stored = api.open_stored(src, bases, choices)
-    for note in stored.notes:
-        print(f"note: {note}", file=sys.stderr)
-    if args.verb == "import":
-        base = None
-        if args.thin:
-            stored, base = _thin(stored, args.base, dst)
-        report = _with_progress(
-            stored.nbytes,
-            lambda on_bytes: model_folder.save(stored, dst, base=base, on_bytes=on_bytes),
-        )
-    else:
-        report = _with_progress(
-            exporting.exported_bytes(stored, args.format),
-            lambda on_bytes: exporting.export(
-                stored,
-                dst,
-                args.format,
-                projector_bin=args.projector_bin,
-                on_bytes=on_bytes,
-            ),
-        )
+    run = {"import": _import, "export": _export}[args.verb]
+    stored, report, checks = run(args, files.path(args.src), files.path(args.dst))
     print(_summary(stored, report, args.dst))
     if args.verify:
-        lines = (
-            verification.of_import(src, stored, report, dst)
-            if args.verb == "import"
-            else verification.of_export(stored, report, dst, args.format)
-        )
         try:
-            for line in lines:
+            for line in checks:
                 print(f"verified: {line}")
         except ValueError as error:
             raise ValueError(
-                f"{error}\n{args.dst} was written, and stays to be looked at"
+                f"{error}\n{args.dst} is written, and stays to be looked at"
             ) from error
+
+
+# Each returns what it opened, what it wrote, and the checks of --verify, not yet made.
+Done = tuple[StoredModel, Report, Iterator[str]]
+
+
+def _import(args: argparse.Namespace, src: epath.Path, dst: epath.Path) -> Done:
+    if args.thin and not (len(args.base) == 1 and is_model_folder(files.path(args.base[0]))):
+        raise ValueError(
+            f"got --thin with --base {args.base or 'missing'}: expected one model folder of ours; "
+            "import the base first"
+        )
+    stored = _open(
+        args,
+        projector=args.projector,
+        seed=args.seed,
+        keep_lora=args.keep_lora or args.thin,  # merged factors are no longer apart from the base
+    )
+    base = None
+    if args.thin:
+        stored, base = model_folder.thin(stored, files.path(args.base[0]), dst)
+    report = _with_progress(
+        stored.nbytes,
+        lambda on_bytes: model_folder.save(stored, dst, base=base, on_bytes=on_bytes),
+    )
+    return stored, report, verification.of_import(src, stored, report, dst)
+
+
+def _export(args: argparse.Namespace, src: epath.Path, dst: epath.Path) -> Done:
+    if args.projector_bin and args.format == "hf":
+        raise ValueError("got --projector_bin with --format hf: expected --format original")
+    stored = _open(args)
+    report = _with_progress(
+        exporting.exported_bytes(stored, args.format),
+        lambda on_bytes: exporting.export(
+            stored, dst, args.format, projector_bin=args.projector_bin, on_bytes=on_bytes
+        ),
+    )
+    return stored, report, verification.of_export(stored, report, dst, args.format)
+
+
+def _open(args: argparse.Namespace, **choices: Any) -> StoredModel:
+    told = Choices(allow_pickle=args.allow_pickle, template=args.template, **choices)
+    stored = api.open_stored(files.path(args.src), [files.path(base) for base in args.base], told)
+    for note in stored.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return stored
 
 
 def _parse() -> argparse.Namespace:
@@ -146,15 +159,6 @@ def _parse() -> argparse.Namespace:
         help="original only: write mm_projector.bin too (needs torch)",
     )
     return parser.parse_args()
-
-
-def _thin(stored: StoredModel, bases: list[str], dst) -> tuple[StoredModel, Base]:
-    if len(bases) != 1 or not model_folder.is_model_folder(files.path(bases[0])):
-        raise ValueError(
-            f"got --thin with --base {bases or 'missing'}: expected one model folder of ours; "
-            "import the base first"
-        )
-    return model_folder.thin(stored, files.path(bases[0]), dst)
 
 
 def _with_progress(total: int, write: Callable[[Callable[[int], None]], Report]) -> Report:

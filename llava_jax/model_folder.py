@@ -250,6 +250,9 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
     """Opens a folder, with its base if it is thin. base: where that is, if it was moved."""
     described = _read_description(folder)
     about, tensors = described.about, described.tensors
+    depth = max(about.config.vision.num_layers, about.config.language.num_layers)
+    if depth > 10_000:  # before a list of all leaves is made
+        raise ValueError(f"{folder / DESCRIPTION}: got {depth} layers, expected a real model's")
     leaves = orbax_io.read(folder / PARAMS)
     problems = [f"{path}: in {DESCRIPTION}, not in params/" for path in tensors.keys() - leaves]
     problems += [f"{path}: in params/, not in {DESCRIPTION}" for path in leaves.keys() - tensors]

@@ -299,6 +299,7 @@ def test_a_folder_without_a_description_is_refused(tmp_path):
         (lambda d: d.update(surprise=1), r"unknown \['surprise'\]"),
         (lambda d: d["config"]["language"].update(num_layers="2"), "'num_layers' is '2'"),
         (lambda d: d["config"]["language"].pop("num_heads"), "'num_heads' is missing"),
+        (lambda d: d["config"]["language"].update(num_layers=10**9), "got 1000000000 layers"),
         (lambda d: d.pop("tensors"), "expected 'tensors'"),
         (lambda d: d["tensors"].popitem(), "fingerprint is not that of the tensors"),
         (
