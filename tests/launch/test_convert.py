@@ -274,8 +274,10 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, number, word):
     src, _ = checkpoints.hugging_face(tmp_path / "src")
     # The signal comes while tensors are read and written: the process sends it to itself.
     program = (
-        "import os, runpy, sys\n"
+        "import os, runpy, signal, sys\n"
         "from llava_jax import model_folder\n"
+        # A shell that starts tests in the background lets them ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "observe = model_folder.Observer.__call__\n"
         "def signalling(self, path, array):\n"
         "    observe(self, path, array)\n"
