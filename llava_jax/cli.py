@@ -6,6 +6,7 @@ error.
 """
 
 import argparse
+import atexit
 import difflib
 import os
 import shutil
@@ -44,12 +45,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         _report("interrupted" if ended_by["signal"] == signal.SIGINT else "terminated")
         code = 128 + ended_by["signal"]
+        # Libraries may still work in threads of C++, which abort when Python is taken apart.
+        atexit.register(_leave, code)
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
             raise
         _report(f"error: {_message(error)}")
         code = 2
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _report(line: str) -> None:

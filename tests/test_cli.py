@@ -51,6 +51,8 @@ def test_success(capsys):
 )
 def test_errors_of_users_are_one_line(main, code, line, capsys, monkeypatch):
     monkeypatch.delenv("LLAVA_JAX_TRACEBACK", raising=False)
+    # What ends an interrupted process would end this one too.
+    monkeypatch.setattr("atexit.register", lambda *arguments: None)
     assert exit_of(main) == code
     error = capsys.readouterr().err
     assert error.startswith(line)
