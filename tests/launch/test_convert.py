@@ -38,6 +38,17 @@ def run(monkeypatch, capsys):
     return run
 
 
+def run_python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A process of its own, with this checkout's package."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def refused(outcome: Outcome, dst: Path, *parts: str) -> bool:
     """Exit code 2, one error that says all these things, and nothing written."""
     assert outcome.code == 2, outcome.err
@@ -51,15 +62,12 @@ def refused(outcome: Outcome, dst: Path, *parts: str) -> bool:
 
 def test_there_and_back_as_a_command(tmp_path):
     src, state = checkpoints.hugging_face(tmp_path / "src", dtype="float16")
-    script = [sys.executable, CHECKOUT / "launch" / "convert.py"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    script = CHECKOUT / "launch" / "convert.py"
     for arguments in (
         ("import", src, tmp_path / "ours"),
         ("export", tmp_path / "ours", tmp_path / "back", "--format", "hf"),
     ):
-        done = subprocess.run(
-            [*script, *arguments], env=environment, capture_output=True, text=True, check=False
-        )
+        done = run_python(script, *arguments)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr
         assert "converting: " in done.stderr
@@ -286,13 +294,7 @@ def test_an_interrupted_import_leaves_nothing(tmp_path, number, word):
         f"sys.argv = ['convert.py', 'import', {str(src)!r}, {str(tmp_path / 'dst')!r}]\n"
         f"runpy.run_path({str(CHECKOUT / 'launch' / 'convert.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-c", program)
     assert done.returncode == 128 + number, done.stderr
     assert done.stderr.splitlines()[-1] == word
     assert "Traceback" not in done.stderr
@@ -376,13 +378,7 @@ def test_a_full_disk(tmp_path, verb):
         f"sys.argv = ['convert.py', {verb!r}, {str(src)!r}, {str(tmp_path / 'dst')!r}, *{format}]\n"
         f"runpy.run_path({str(CHECKOUT / 'launch' / 'convert.py')!r}, run_name='__main__')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-c", program)
     assert done.returncode == 2, done.stderr
     assert f"error: cannot write {tmp_path / 'dst'}: file too large" in done.stderr
     assert "Traceback" not in done.stderr
