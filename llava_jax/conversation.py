@@ -53,6 +53,17 @@ class Turn(NamedTuple):
 UNFINISHED = Turn("gpt", ())
 
 
+class Refused(ValueError):
+    """A conversation that nothing can be learned from, or not what was meant. kind: to count by."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self):
+        return Refused, (self.kind, str(self))
+
+
 def human(text: str, images: int = 0) -> Turn:
     """A question about `images` pictures, which stand in front of it."""
     return Turn("human", _images_first(text, images) if images else (text,))
@@ -215,14 +226,16 @@ def parse(conversations: object, images: int) -> tuple[Turn, ...]:
     conversations: [{"from": "human", "value": "<image>\\n…"}, {"from": "gpt", "value": "…"}, …]
     """
     if not isinstance(conversations, Sequence) or isinstance(conversations, str):
-        raise ValueError(
-            f"got conversations of type {type(conversations).__name__}, expected a list of turns"
+        raise Refused(
+            "not a list of turns",
+            f"got conversations of type {type(conversations).__name__}, expected a list of turns",
         )
     turns = tuple(_parse_turn(number, turn) for number, turn in enumerate(conversations, 1))
     found = sum(turn.images for turn in turns)
     if found != images:
-        raise ValueError(
-            f"got {found} {IMAGE_TAG} in the text for {images} images, expected as many"
+        raise Refused(
+            "<image> without an image" if found > images else "image without <image>",
+            f"got {found} {IMAGE_TAG} in the text for {images} images, expected as many",
         )
     _check(turns)
     return turns
@@ -230,12 +243,20 @@ def parse(conversations: object, images: int) -> tuple[Turn, ...]:
 
 def _parse_turn(number: int, turn: object) -> Turn:
     if not isinstance(turn, Mapping):
-        raise ValueError(f"turn {number}: got {_short(turn)}, expected {{'from': …, 'value': …}}")
+        raise Refused(
+            "turn without from and value",
+            f"turn {number}: got {_short(turn)}, expected {{'from': …, 'value': …}}",
+        )
     role, value = turn.get("from"), turn.get("value")
     if role not in ("human", "gpt"):
-        raise ValueError(f"turn {number}: got from {_short(role)}, expected 'human' or 'gpt'")
+        raise Refused(
+            "unknown role",
+            f"turn {number}: got from {_short(role)}, expected 'human' or 'gpt'",
+        )
     if not isinstance(value, str):
-        raise ValueError(f"turn {number}: got value {_short(value)}, expected a text")
+        raise Refused(
+            "turn without text", f"turn {number}: got value {_short(value)}, expected a text"
+        )
     return Turn(role, tuple(value.split(IMAGE_TAG)))
 
 
@@ -246,20 +267,31 @@ def _short(value: object) -> str:
 
 def _check(turns: Sequence[Turn]) -> None:
     if not turns:
-        raise ValueError("got no turns, expected at least one of a human")
+        raise Refused("no turns", "got no turns, expected at least one of a human")
     for number, turn in enumerate(turns, 1):
         previous = turns[number - 2].role if number > 1 else None
         if turn.role == previous:
             other = "human" if previous == "gpt" else "gpt"
-            raise ValueError(f"turn {number}: got {turn.role} again, expected {other}")
+            raise Refused(
+                "same side twice", f"turn {number}: got {turn.role} again, expected {other}"
+            )
         if turn.role == "gpt" and turn.images:
-            raise ValueError(f"turn {number}: got {IMAGE_TAG} in an answer, expected text")
+            raise Refused(
+                "<image> in an answer",
+                f"turn {number}: got {IMAGE_TAG} in an answer, expected text",
+            )
         if turn.role == "human" and not turn.images and not "".join(turn.texts).strip():
-            raise ValueError(f"turn {number}: got an empty question, expected words or an image")
+            raise Refused(
+                "empty question",
+                f"turn {number}: got an empty question, expected words or an image",
+            )
         if not turn.texts and number < len(turns):
-            raise ValueError(f"turn {number}: got an unfinished answer, expected it last")
+            raise Refused(
+                "unfinished answer",
+                f"turn {number}: got an unfinished answer, expected it last",
+            )
     if all(turn.role == "gpt" for turn in turns):
-        raise ValueError("got only an answer (gpt), expected a human turn before it")
+        raise Refused("only an answer", "got only an answer (gpt), expected a human turn before it")
 
 
 def pieces(
@@ -301,13 +333,15 @@ def pieces(
 
 def _check_caption(turns: Sequence[Turn], template: Template) -> None:
     if len(turns) > 2:
-        raise ValueError(
-            f"got {len(turns)} turns for template {template.name!r}, expected image, caption"
+        raise Refused(
+            "no caption",
+            f"got {len(turns)} turns for template {template.name!r}, expected image, caption",
         )
     if not turns[0].images:
-        raise ValueError(
+        raise Refused(
+            "caption of no image",
             f"got a question without {IMAGE_TAG} for template {template.name!r}, expected an image "
-            "(the question's words are not used)"
+            "(the question's words are not used)",
         )
 
 
