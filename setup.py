@@ -27,6 +27,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "sentencepiece>=0.2.3,<0.3",
         "pillow>=13,<14",
+        "ml_collections>=1.1,<2",
     ],
     extras_require={
         # A pod's workdir is a bucket: gs:// paths need the GCS backend of epath.
@@ -45,6 +46,7 @@ setup(
             "ruff==0.17.5",
             "basedpyright==1.40.2",
             "transformers>=5.23,<6",
+            "llava-jax[data]",
             # Buckets, tested against a server on loopback.
             "etils[epath-gcs]",
             # The oracle of the parity tests; on newer interpreters those tests skip.
