@@ -1,7 +1,8 @@
 """The typed schema of a run: a ConfigDict in, frozen dataclasses out.
 
-A file in configs/ holds `get_config(variant)`, which fills `defaults()` in; the command line changes
-fields with --config.SECTION.FIELD=VALUE. What is misspelt or of another type is refused at once.
+A file in configs/ holds `get_config(variant)`, which fills `defaults()` in; the command line
+changes fields with --config.SECTION.FIELD=VALUE. What is misspelt or of another type is refused at
+once.
 
 >>> config = load("configs/stage2.py:v1.5-7b", {"batch.conversations": "64"})
 """
@@ -10,7 +11,6 @@ import ast
 import dataclasses
 import difflib
 import runpy
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -119,7 +119,11 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
     get_config = runpy.run_path(file).get("get_config")
     if get_config is None:
         raise ValueError(f"got {file} without get_config(variant), expected a config file")
-    tree = get_config(variant) if variant else get_config()
+    try:
+        tree = get_config(variant) if variant else get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        # What ml_collections says of a misspelt key or a value of another type.
+        raise ValueError(f"{file}: {error}") from error
     for key, text in (overrides or {}).items():
         _override(tree, key, text)
     return typed(tree)
@@ -148,59 +152,48 @@ def variants(choices: Mapping[str, Any], variant: str) -> Any:
     return choices[variant]
 
 
-def _override(tree: ConfigDict, key: str, text: str) -> None:
+def _override(tree: Any, key: str, text: str) -> None:
     *sections, field = key.split(".")
-    place = tree
-    for done, section in enumerate([*sections, field]):
-        if not isinstance(place, ConfigDict) or section not in place:
-            known = list(place) if isinstance(place, ConfigDict) else []
-            raise ValueError(_unknown(".".join(["config", *key.split(".")[: done + 1]]), known))
-        if done < len(sections):
-            place = place[section]
+    place, path = tree, "config"
+    for name in sections:
+        path += f".{name}"
+        if not isinstance(place, ConfigDict) or name not in place:
+            raise ValueError(_unknown(path, list(place) if isinstance(place, ConfigDict) else []))
+        place = place[name]
+    path += f".{field}"
+    if not isinstance(place, ConfigDict) or field not in place:
+        raise ValueError(_unknown(path, list(place) if isinstance(place, ConfigDict) else []))
     if isinstance(place[field], ConfigDict):
-        raise ValueError(f"got config.{key}={text}, expected a field of it: it is a section")
-    place.update({field: text}) if isinstance(place[field], str) else _set(place, field, text)
+        raise ValueError(f"got {path}={text}, expected a field of it: it is a section")
+    with place.ignore_type():  # `typed` says it better
+        place[field] = _parsed(text, like=place[field])
 
 
-def _set(place: ConfigDict, field: str, text: str) -> None:
+def _parsed(text: str, like: object) -> object:
+    if isinstance(like, str):
+        return text
+    if isinstance(like, tuple) and text[:1] not in ("(", "["):
+        return tuple(filter(None, text.split(",")))
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
-    if isinstance(place[field], tuple) and isinstance(value, str):
-        value = tuple(value.split(","))
-    with place.ignore_type():  # _typed says it better
-        place[field] = value
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def _unknown(path: str, known: Sequence[str]) -> str:
-    *_, name = path.split(".")
+    parent, _, name = path.rpartition(".")
+    if not known:
+        return f"got unknown field {path}; {parent} has none"
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
     return f"got unknown field {path}; {hint}"
 
 
 def _typed(kind: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping | ConfigDict):
-            raise ValueError(f"got {path} = {value!r}, expected a section with fields")
-        hints = typing.get_type_hints(kind)
-        for name in value:
-            if name not in hints:
-                raise ValueError(_unknown(f"{path}.{name}", list(hints)))
-        fields = {name: _typed(hints[name], value[name], f"{path}.{name}") for name in value}
-        missing = [
-            field.name
-            for field in dataclasses.fields(typing.cast(Any, kind))
-            if field.name not in fields
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise ValueError(f"got {path} without {missing[0]}, expected it")
-        return kind(**fields)
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Mapping or isinstance(origin, type) and issubclass(origin, Mapping):
+    if dataclasses.is_dataclass(kind):
+        return _section(kind, value, path)
+    if origin is Mapping:
         return {name: _typed(inside[1], value[name], f"{path}.{name}") for name in value}
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
@@ -208,24 +201,27 @@ def _typed(kind: Any, value: Any, path: str) -> Any:
         return tuple(_typed(inside[0], item, path) for item in value)
     if origin is Literal:
         if value not in inside:
-            raise ValueError(
-                f"got {path} = {value!r}, expected one of {', '.join(map(repr, inside))}"
-            )
+            known = ", ".join(map(repr, inside))
+            raise ValueError(f"got {path} = {value!r}, expected one of {known}")
         return value
-    if origin is types.UnionType:
-        if value is None:
-            return None
-        return _typed(inside[0], value, path)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise ValueError(f"got {path} = {value!r}, expected {_NAMES[kind]}")
+        raise ValueError(f"got {path} = {value!r}, expected {_KINDS[kind]}")
     return value
 
 
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _section(kind: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping | ConfigDict):
+        raise ValueError(f"got {path} = {value!r}, expected a section with fields")
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise ValueError(_unknown(f"{path}.{name}", list(hints)))
+    for field in dataclasses.fields(kind):
+        if field.default is field.default_factory and field.name not in value:
+            raise ValueError(f"got {path} without {field.name}, expected it")
+    return kind(**{name: _typed(hints[name], value[name], f"{path}.{name}") for name in value})
