@@ -137,17 +137,30 @@ def load(source: Source, *, exif: Exif = "ignore", max_pixels: int = MAX_PIXELS)
     return np.asarray(_open(source, exif, max_pixels))
 
 
+def check(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, by the header alone. What `load` would refuse of it is refused."""
+    image, name = _identify(source, max_pixels)
+    _check_size(image, name, max_pixels)
+    return image.size
+
+
 def _open(source: Source, exif: Exif, max_pixels: int) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return _decode(source, "the picture", exif, max_pixels)
+    image, name = _identify(source, max_pixels)
+    return _decode(image, name, exif, max_pixels)
+
+
+def _identify(source: Source, max_pixels: int) -> tuple[Image.Image, str]:
+    """A picture whose header was read, and what messages call it."""
     name = "the picture"
+    if isinstance(source, Image.Image):
+        return source, name
     if not isinstance(source, bytes):
         name = str(source)
         source = files.path(source).read_bytes()
     if not source:
         raise ValueError(f"got {name} with 0 bytes, expected {_expected()}")
     try:
-        image = Image.open(io.BytesIO(source), formats=FORMATS)
+        return Image.open(io.BytesIO(source), formats=FORMATS), name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"got {name}: {error}; expected at most {max_pixels} pixels") from error
     except Exception as error:
@@ -155,20 +168,23 @@ def _open(source: Source, exif: Exif, max_pixels: int) -> Image.Image:
             f"got {name} of {len(source)} bytes beginning with {source[:12]!r}, "
             f"expected {_expected()}"
         ) from error
-    return _decode(image, name, exif, max_pixels)
 
 
 def _expected() -> str:
     return f"a picture ({', '.join(FORMATS)})"
 
 
-def _decode(image: Image.Image, name: str, exif: Exif, max_pixels: int) -> Image.Image:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if not 0 < width * height <= max_pixels:
         raise ValueError(
             f"got {name} with {width}×{height} = {width * height} pixels, expected 1 to "
             f"{max_pixels}: make it smaller"
         )
+
+
+def _decode(image: Image.Image, name: str, exif: Exif, max_pixels: int) -> Image.Image:
+    _check_size(image, name, max_pixels)
     try:
         if exif == "apply":
             image = ImageOps.exif_transpose(image)
