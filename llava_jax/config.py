@@ -27,13 +27,13 @@ class Source:
     path: LLaVA's JSON or JSONL, a folder with ScienceQA's problems.json, or one that prepare_data
     built; told apart by content. images: folders or zip files that image names are relative to.
     take: 'all', 'first:N', 'random:N' or 'fraction:0.25', of each epoch the same.
-    repeat: how often an epoch shows what was taken. split, prompt: of ScienceQA.
+    epochs: how often one of the run shows what was taken. split, prompt: of ScienceQA.
     """
 
     path: str
     images: tuple[str, ...] = ()
     take: str = "all"
-    repeat: int = 1
+    epochs: int = 1
     split: str = "train"
     prompt: str = "QCM-LEPA"
     builder: Literal["llava_pretrain", "llava_instruct", "science_qa"] = "llava_instruct"

@@ -1,0 +1,156 @@
+"""Batches, read ahead by Grain: batch i is the same whoever reads it, in however many parts.
+
+A Schedule says which rows step i holds. Each host names the places of the step's rows it wants,
+and gets those, at random access: to resume is to begin at step i.
+
+Dims: R rows of a step, of which a host reads some.
+"""
+
+import dataclasses
+import multiprocessing
+import re
+import signal
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+
+from llava_jax.batch import Batch
+from llava_jax.data.dataset import Dataset
+from llava_jax.data.packing import Plan
+from llava_jax.data.rows import Row, Segment, read_row
+
+_AHEAD = 2  # batches ready and waiting
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Which rows each step holds, epoch after epoch. An epoch's last step ends in empty rows."""
+
+    plans: tuple[Plan, ...]
+    rows_per_step: int
+
+    def __len__(self) -> int:
+        return sum(map(self._steps, self.plans))
+
+    def _steps(self, plan: Plan) -> int:
+        return -(-len(plan) // self.rows_per_step)
+
+    def epoch(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and the step's number in it."""
+        if not 0 <= step < len(self):
+            raise ValueError(f"got step {step}, expected 0 to {len(self) - 1}")
+        for epoch, plan in enumerate(self.plans):
+            if step < self._steps(plan):
+                return epoch, step
+            step -= self._steps(plan)
+        raise AssertionError("len() counts the same steps")
+
+    def examples(self, step: int, place: int) -> np.ndarray:
+        """What the step's row at `place` holds, as examples of the dataset."""
+        epoch, number = self.epoch(step)
+        row = number * self.rows_per_step + place
+        return self.plans[epoch][row] if row < len(self.plans[epoch]) else np.zeros(0, np.int32)
+
+
+def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
+    """Steps that hold batch.conversations on average, in a multiple of `multiple` rows."""
+    plans = tuple(dataset.plan(epoch) for epoch in range(dataset.config.epochs))
+    wanted = dataset.config.batch.conversations
+    if dataset.config.batch.pack:
+        wanted *= len(plans[0]) / len(dataset)
+    elif wanted % multiple:
+        raise ValueError(
+            f"got config.batch.conversations = {wanted}, one a row, for {multiple} devices that "
+            "rows are split over, expected a multiple of them"
+        )
+    return Schedule(plans, multiple * max(1, round(wanted / multiple)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A host's rows as a sequence: all of its first step, then all of its second, …"""
+
+    dataset: Dataset
+    schedule: Schedule
+    places: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.schedule) * len(self.places)
+
+    def __getitem__(self, number: int) -> Row:
+        step, place = divmod(int(number), len(self.places))
+        return read_row(self.dataset, self.schedule.examples(step, self.places[place]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A host's part of a step. segments: of each of its rows, what is in it."""
+
+    step: int
+    batch: Batch
+    segments: tuple[tuple[Segment, ...], ...]
+
+
+def read_ahead(
+    dataset: Dataset,
+    schedule: Schedule,
+    *,
+    places: Sequence[int] | None = None,
+    start: int = 0,
+) -> Iterator[Read]:
+    """Steps from `start` to the last. places: of a step's rows, those this host reads; else all."""
+    places = tuple(range(schedule.rows_per_step) if places is None else places)
+    data = dataset.config.data
+    rows = grain.MapDataset.source(Rows(dataset, schedule, places))
+    threads = max(1, data.threads)
+    ahead = _AHEAD * len(places)
+    iterator = rows[start * len(places) :].to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+    )
+    if data.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own, and ours are not absl's
+        iterator = iterator.mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(
+                num_workers=data.workers, per_worker_buffer_size=max(1, ahead // data.workers)
+            )
+        )
+    # Behind the workers: before them, each would make batches of the rows it happens to have.
+    iterator = iterator.batch(len(places), batch_fn=_collated)
+    running = iter(grain.experimental.ThreadPrefetchIterDataset(iterator, prefetch_buffer_size=1))
+    workers: set[int | None] = set()
+    try:
+        for step in range(start, len(schedule)):
+            try:
+                batch, segments = next(running)
+            except RuntimeError as error:
+                raise _worker_died(error, workers) from error
+            workers = workers or {child.pid for child in multiprocessing.active_children()}
+            yield Read(step, batch, segments)
+    finally:
+        running.close()
+
+
+def _worker_died(error: RuntimeError, workers: set[int | None]) -> Exception:
+    """Grain says of a killed worker only its exit code."""
+    code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+    if code is None:
+        return error
+    gone = workers - {child.pid for child in multiprocessing.active_children()}
+    who = f"input worker (process {', '.join(map(str, gone))})" if gone else "an input worker"
+    number = -int(code[1])
+    how = f"was killed by {signal.Signals(number).name}" if number > 0 else f"ended with {code[1]}"
+    hint = ", often the kernel's answer to want of memory" if number == signal.SIGKILL else ""
+    return ChildProcessError(
+        f"{who} {how}{hint}; expected it to read on: run the same command again, which goes on "
+        "from the last checkpoint, with fewer config.data.workers if memory is short"
+    )
+
+
+def _collated(rows: Sequence[Row]) -> tuple[Batch, tuple[tuple[Segment, ...], ...]]:
+    batch = Batch._make(
+        np.stack(arrays) for arrays in zip(*(row.arrays for row in rows), strict=True)
+    )
+    return batch, tuple(row.segments for row in rows)
