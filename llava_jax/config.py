@@ -7,10 +7,12 @@ once.
 >>> config = load("configs/stage2.py:v1.5-7b", {"batch.conversations": "64"})
 """
 
+import argparse
 import ast
 import dataclasses
 import difflib
 import runpy
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -132,6 +134,23 @@ def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
 def typed(tree: ConfigDict) -> Config:
     """The dataclasses of a filled-in ConfigDict."""
     return _typed(Config, tree, "config")
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, Config]:
+    """The options of a verb that runs a config: --config FILE[:VARIANT] --config.FIELD=VALUE …"""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:VARIANT]",
+        help="a file of configs/, and one of its variants; --config.SECTION.FIELD=VALUE, as often "
+        "as needed, changes a field",
+    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    changes = [argument for argument in given if argument.startswith("--config.")]
+    options = parser.parse_args([argument for argument in given if argument not in changes])
+    return options, load(options.config, parse_overrides(changes))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

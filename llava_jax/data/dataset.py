@@ -20,10 +20,10 @@ from llava_jax import config as configs
 from llava_jax import conversation, files, tokenizer
 from llava_jax.cli import Progress
 from llava_jax.data import mixture, packing, preparation
+from llava_jax.data.entry import Source
 from llava_jax.data.examples import Renderer
 from llava_jax.data.packing import Plan
 from llava_jax.data.preparation import Lengths, PictureCheck
-from llava_jax.data.entry import Source
 from llava_jax.data.source import open_source
 from llava_jax.image import ImageProcessing
 
@@ -144,7 +144,7 @@ def open_dataset(
         name: _lengths(config, name, source, renderer, check, progress)
         for name, source in sources.items()
     }
-    usable = [mine.usable_N for mine in lengths.values()]
+    usable = [mine.usable for mine in lengths.values()]
     epochs = [data.sources[name].epochs for name in sources]
     columns = {
         column: mixture.repeated(
@@ -263,7 +263,7 @@ def _check_bad(dataset: Dataset) -> None:
     allowed = dataset.config.data.max_bad_fraction
     for name, lengths in dataset.lengths.items():
         total = len(lengths.entry_N)
-        if not lengths.usable_N.any():
+        if not lengths.usable.any():
             raise ValueError(
                 f"source {name}: got nothing to learn from in {total} conversations, expected at "
                 f"least one{_listed(lengths)}"

@@ -21,8 +21,8 @@ import numpy as np
 
 from llava_jax import files, image
 from llava_jax.conversation import Refused
-from llava_jax.data.examples import Renderer
 from llava_jax.data.entry import Entry, Source
+from llava_jax.data.examples import Renderer
 
 PictureCheck = Literal["exist", "open"]
 
@@ -77,7 +77,7 @@ class Lengths:
     repeated: Findings  # ids or whole conversations that come more than once
 
     @property
-    def usable_N(self) -> np.ndarray:
+    def usable(self) -> np.ndarray:
         return self.tokens_N > 0
 
     @property

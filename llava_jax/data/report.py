@@ -1,0 +1,110 @@
+"""What a preparation found, as tables for the terminal and for pages: nothing goes unsaid."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llava_jax.data.dataset import Dataset
+from llava_jax.data.pipeline import Schedule
+from llava_jax.data.preparation import Findings
+
+COMPOSITION = (
+    "source",
+    "has",
+    "taken",
+    "epochs",
+    "refused",
+    "conversations",
+    "share",
+    "tokens each",
+    "of tokens",
+    "learned",
+    "pictures",
+)
+
+
+def composition(dataset: Dataset) -> list[tuple[str, ...]]:
+    """A row for each source and one for all, under COMPOSITION."""
+    rows = []
+    all_tokens = int(dataset.tokens_N.sum(dtype=np.int64))
+    for name, lengths in dataset.lengths.items():
+        settings, usable = dataset.config.data.sources[name], lengths.usable
+        count = int(usable.sum()) * settings.epochs
+        tokens = int(lengths.tokens_N.sum(dtype=np.int64))
+        rows.append(
+            (
+                name,
+                f"{len(dataset.sources[name]):,}",
+                settings.take if settings.take != "all" else f"{len(lengths.entry_N):,}",
+                str(settings.epochs),
+                f"{int((~usable).sum()):,}",
+                f"{count:,}",
+                f"{count / len(dataset):.1%}",
+                f"{tokens / max(1, usable.sum()):.0f}",
+                f"{tokens * settings.epochs / all_tokens:.1%}",
+                f"{lengths.learned_N.sum(dtype=np.int64) / max(1, tokens):.1%}",
+                f"{int(lengths.pictures_N.sum(dtype=np.int64)) * settings.epochs:,}",
+            )
+        )
+    if len(rows) > 1:
+        total = ("all", "", "", "", "", f"{len(dataset):,}", "100.0%")
+        each = f"{all_tokens / len(dataset):.0f}"
+        pictures = f"{int(dataset.pictures_N.sum(dtype=np.int64)):,}"
+        rows.append((*total, each, "100.0%", "", pictures))
+    return rows
+
+
+def findings(dataset: Dataset) -> Mapping[str, Findings]:
+    """What was refused, repaired, missing or repeated, by name of the source: only what was."""
+    found = {}
+    for name, lengths in dataset.lengths.items():
+        for what, mine in (
+            ("refused", lengths.refused),
+            ("repaired", lengths.repaired),
+            ("pictures", lengths.pictures),
+            ("repeated", lengths.repeated),
+        ):
+            if mine.count:
+                found[f"{name}, {what}"] = mine
+    return found
+
+
+def steps(dataset: Dataset, schedule: Schedule) -> list[tuple[str, str]]:
+    """How conversations fall into rows, and rows into steps."""
+    batch = dataset.config.batch
+    plan = schedule.plans[0]
+    real = int(dataset.tokens_N.sum(dtype=np.int64))
+    per_step = len(dataset) / (len(schedule) / len(schedule.plans))
+    how = "packed, each blind to the others" if batch.pack else "one conversation a row"
+    return [
+        ("rows", f"{len(plan):,} of {batch.tokens} tokens and {batch.images} images, {how}"),
+        ("filled", f"{real / (len(plan) * batch.tokens):.2%} of the rows' tokens are real"),
+        ("a step", f"{schedule.rows_per_step} rows, {per_step:.1f} conversations on average"),
+        ("steps", f"{len(schedule):,} in {len(schedule.plans)} epochs"),
+        ("fingerprint", dataset.digest[:16]),
+    ]
+
+
+def text(dataset: Dataset, schedule: Schedule) -> str:
+    """The whole report for a terminal."""
+    parts = [table(COMPOSITION, composition(dataset))]
+    for title, found in findings(dataset).items():
+        lines = [title]
+        for kind, count in found.count.most_common():
+            lines.append(f"  {count:,} × {kind}")
+            lines += [f"      {example}" for example in found.first[kind]]
+        parts.append("\n".join(lines))
+    width = max(len(name) for name, _ in steps(dataset, schedule))
+    parts.append("\n".join(f"{name:{width}}  {said}" for name, said in steps(dataset, schedule)))
+    return "\n\n".join(parts)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = []
+    for row in (header, *rows):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
