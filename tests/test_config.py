@@ -1,0 +1,139 @@
+"""The schema of a run: what a config file may say, and what the command line may change."""
+
+import argparse
+import dataclasses
+import runpy
+
+import pytest
+
+from llava_jax import config as c
+from tests.conftest import CHECKOUT
+
+FILE = """
+from llava_jax import config as c
+
+def get_config(variant="small"):
+    config = c.defaults()
+    config.batch.conversations = c.variants({"small": 4, "large": 64}, variant)
+    config.data.sources = c.sources(mine=c.Source("mine.json", images=("photos",)))
+    return config
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "run.py").write_text(FILE)
+    return str(tmp_path / "run.py")
+
+
+def test_a_file_and_its_variants(file):
+    config = c.load(file)
+    assert config.batch.conversations == 4
+    assert config.data.sources == {"mine": c.Source("mine.json", images=("photos",))}
+    assert c.load(f"{file}:large").batch.conversations == 64
+    assert dataclasses.replace(config, batch=c.Batch(), data=c.Data()) == c.Config()
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("seed=7", lambda config: config.seed == 7),
+        ("batch.pack=false", lambda config: config.batch.pack is False),
+        ("batch.pack=True", lambda config: config.batch.pack is True),
+        ("data.max_bad_fraction=0", lambda config: config.data.max_bad_fraction == 0.0),
+        ("data.tokenizer=7", lambda config: config.data.tokenizer == "7"),
+        ("data.sources.mine.path=a=b.json", lambda c: c.data.sources["mine"].path == "a=b.json"),
+        ("data.sources.mine.images=a,b.zip", lambda c: c.data.sources["mine"].images[1] == "b.zip"),
+        ("data.sources.mine.images=('a',)", lambda c: c.data.sources["mine"].images == ("a",)),
+        ("data.sources.mine.images=", lambda c: c.data.sources["mine"].images == ()),
+    ],
+)
+def test_the_command_line_changes_fields(file, change, value):
+    assert value(c.load(file, c.parse_overrides([f"--config.{change}"])))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("sed=7", "unknown field config.sed; did you mean seed?"),
+        ("batch.pak=1", r"config.batch.pak; did you mean pack\?"),
+        ("data.sources.min.path=x", r"config.data.sources.min; did you mean mine\?"),
+        ("data.sources.mine.xyz=x", r"config.data.sources.mine.xyz; expected one of .*path"),
+        ("seed.x=7", "config.seed.x; config.seed has none"),
+        ("batch=7", "config.batch=7, expected a field of it: it is a section"),
+        ("seed=1.5", "config.seed = 1.5, expected a whole number"),
+        ("seed=many", "config.seed = 'many', expected a whole number"),
+        ("batch.pack=1", "config.batch.pack = 1, expected true or false"),
+        ("data.max_bad_fraction=few", "config.data.max_bad_fraction = 'few', expected a number"),
+        ("data.image_mode=stretch", "config.data.image_mode = 'stretch', expected one of 'crop'"),
+        ("data.sources.mine.images=(1,)", "images = 1, expected a text"),
+        ("data.sources.mine.images=[", "images = '\\[', expected a list"),
+    ],
+)
+def test_what_is_misspelt_or_of_another_type(file, change, says):
+    with pytest.raises(ValueError, match=says):
+        c.load(file, c.parse_overrides([f"--config.{change}"]))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def other(): pass", "without get_config"),
+        ("def get_config():\n  x = c.defaults(); x.sed = 1; return x", "sed"),
+        ("def get_config():\n  x = c.defaults(); x.seed = 'a'; return x", "seed"),
+        ("def get_config():\n  return {'seed': 1, 'sed': 1}", "config.sed; did you mean seed"),
+        ("def get_config():\n  return {'data': {'sources': {'a': {}}}}", "sources.a without path"),
+        ("def get_config():\n  return {'data': 3}", "config.data = 3, expected a section"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, body, says):
+    (tmp_path / "run.py").write_text(f"from llava_jax import config as c\n{body}\n")
+    with pytest.raises(ValueError, match=says):
+        c.load(str(tmp_path / "run.py"))
+
+
+def test_a_file_that_is_missing():
+    with pytest.raises(ValueError, match="got config nowhere.py, expected a file"):
+        c.load("nowhere.py:v1")
+
+
+def test_an_unknown_variant(file):
+    with pytest.raises(ValueError, match="got variant 'huge', expected one of small, large"):
+        c.load(f"{file}:huge")
+
+
+def test_a_verbs_options_and_its_config(file):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--n", type=int)
+    given = ["--n", "3", "--config", file, "--config.seed=5"]
+    options, config = c.parse_arguments(parser, given)
+    assert (options.n, config.seed) == (3, 5)
+
+
+@pytest.mark.parametrize("argument", ["--config.seed", "--config.seed 7"])
+def test_an_override_without_a_value(argument):
+    with pytest.raises(ValueError, match="expected --config.FIELD=VALUE"):
+        c.parse_overrides([argument])
+
+
+def every_variant() -> list[str]:
+    found = []
+    for path in sorted((CHECKOUT / "configs").glob("*.py")):
+        found += [f"{path}:{name}" for name in runpy.run_path(str(path))["VARIANTS"]]
+    return found
+
+
+@pytest.mark.parametrize("name", every_variant(), ids=lambda name: name.split("/")[-1])
+def test_the_configs_of_the_project(name):
+    config = c.load(name)
+    assert config.name == name.split("/")[-1].replace(".py:", "-")
+    data, batch = config.data, config.batch
+    assert data.conversation_tokens <= batch.tokens
+    # More slots than its tokens could hold would cost the vision tower for nothing.
+    assert batch.images <= batch.tokens // (data.image_size // data.patch_size) ** 2
+
+
+def test_the_default_is_the_paper():
+    for file in ("stage1", "stage2", "scienceqa"):
+        path = str(CHECKOUT / f"configs/{file}.py")
+        assert c.load(path) == c.load(f"{path}:v1-13b")
