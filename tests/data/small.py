@@ -12,7 +12,7 @@ from llava_jax.config import Batch, Config, Data, Source
 from tests import tiny_tokenizer
 
 SIZE, PATCH = 28, 14  # 4 tokens an image
-TOKENS, IMAGES = 96, 6
+TOKENS, IMAGES = 320, 6
 
 
 def conversation(*texts: str) -> list[dict[str, str]]:

@@ -99,9 +99,11 @@ def test_trusted_specials_are_no_repair(renderer):
 
 
 def test_cut_turns_take_their_pictures_along(renderer):
-    texts = ("<image>\n" + ROUND[0], "the boat is red. " * 4, "<image>\n" + ROUND[0], ROUND[1])
-    example = renderer(entry(*texts, pictures=2))
-    assert (example.pictures, example.turns) == (1, 2)
+    texts = ("<image>\n" + ROUND[0], ROUND[1]) * 2
+    first = renderer(entry(*texts[:2], pictures=1))
+    short = dataclasses.replace(renderer, max_tokens=first.tokens + 10)
+    example = short(entry(*texts, pictures=2))
+    assert (example.pictures, example.turns, example.ids) == (1, 2, first.ids)
 
 
 def test_the_papers_draw_is_one_for_each_conversation(renderer):
