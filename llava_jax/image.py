@@ -29,6 +29,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 2**30 // 4 // 3
 
 _BAND_PIXELS = 2**22  # of a padded picture, these exist at one time
+_PADDED = 8  # times max_pixels: more of a strip's square takes many seconds to resize
+_MOST_SCANS = 100  # of a JPEG: some 10 are usual, and each costs a look at every pixel
 
 Mode = Literal["crop", "pad", "anyres"]
 Exif = Literal["ignore", "apply"]
@@ -160,7 +162,7 @@ def _identify(source: Source, max_pixels: int) -> tuple[Image.Image, str]:
     if not source:
         raise ValueError(f"got {name} with 0 bytes, expected {_expected()}")
     try:
-        return Image.open(io.BytesIO(source), formats=FORMATS), name
+        image = Image.open(io.BytesIO(source), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"got {name}: {error}; expected at most {max_pixels} pixels") from error
     except Exception as error:
@@ -168,6 +170,12 @@ def _identify(source: Source, max_pixels: int) -> tuple[Image.Image, str]:
             f"got {name} of {len(source)} bytes beginning with {source[:12]!r}, "
             f"expected {_expected()}"
         ) from error
+    # The marker of a scan; within a scan no such bytes occur.
+    if image.format in ("JPEG", "MPO") and (scans := source.count(b"\xff\xda")) > _MOST_SCANS:
+        raise ValueError(
+            f"got {name}, a JPEG of {scans} scans, expected at most {_MOST_SCANS}: save it anew"
+        )
+    return image, name
 
 
 def _expected() -> str:
@@ -188,6 +196,10 @@ def _decode(image: Image.Image, name: str, exif: Exif, max_pixels: int) -> Image
     try:
         if exif == "apply":
             image = ImageOps.exif_transpose(image)
+        if isinstance(image.info.get("transparency"), bytes):
+            # It is dropped anyway, and Pillow would warn of a file that has nothing wrong.
+            image = image.copy()
+            del image.info["transparency"]
         if image.mode.startswith("I;16"):
             # Pillow would clip, to a white picture. Of 16-bit colours it takes the high byte too.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -224,6 +236,7 @@ def _pad(image: Image.Image, size: int, background: Colour, max_pixels: int) -> 
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     _check_shape(image.size, (size, side), max_pixels)
+    _check_shape(image.size, (side, height), _PADDED * max_pixels)
     narrow = Image.new("RGB", (size, side), background)
     rows = max(1, _BAND_PIXELS // side)
     for start in range(0, height, rows):
