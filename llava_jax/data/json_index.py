@@ -109,6 +109,16 @@ def parse(text: str) -> object:
     return _DECODER.decode(text)
 
 
+def load(path: str) -> tuple[object, str]:
+    """All of a small file, and its SHA-256 in hex."""
+    data = files.path(path).read_bytes()
+    try:
+        value = parse(data.removeprefix(_BOM).decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"got {path}, not JSON: {error}; was the file copied whole?") from error
+    return value, hashlib.sha256(data).hexdigest()
+
+
 def _line_entries(file: _Hashed) -> Iterator[tuple[int, int, object]]:
     lines = io.BufferedReader(file, _CHUNK_BYTES)
     start = 0
@@ -190,7 +200,8 @@ class _Text:
             try:
                 value, stop = _DECODER.raw_decode(self._text, self._at)
                 # A number could have more digits.
-                if self._ended or stop < len(self._text) - _CUT:
+                whole = self._text[stop - 1] in '"}]' or stop < len(self._text) - _CUT
+                if whole or self._ended:
                     self._step_to(stop)
                     return value
             except json.JSONDecodeError as error:

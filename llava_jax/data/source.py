@@ -3,10 +3,13 @@
 import os
 from collections.abc import Sequence
 
+from etils import epath
+
 from llava_jax import files
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry, Picture, Source
 from llava_jax.data.json_source import JsonSource
+from llava_jax.data.science_qa import PROBLEMS, SPLITS, ScienceQaSource
 
 __all__ = ["Entry", "Picture", "Source", "open_source"]
 
@@ -30,7 +33,7 @@ def open_source(
     """
     place = files.path(path)
     if place.is_dir():
-        raise ValueError(f"got {place}, a folder; expected {_KINDS}")
+        return _open_folder(place, images, split, prompt)
     begins = json_index.first_character(str(place))
     if begins not in ("[", "{"):
         what = f"which begins with {begins!r}" if begins else "with nothing in it"
@@ -38,3 +41,21 @@ def open_source(
     if split != "train":
         raise ValueError(f"got split {split!r} for {place}; a JSON file has only 'train'")
     return JsonSource(place, images)
+
+
+def _open_folder(
+    place: epath.Path, images: Sequence[str | os.PathLike[str]], split: str, prompt: str
+) -> Source:
+    held = {entry.name for entry in place.iterdir()}
+    if {PROBLEMS, SPLITS} <= held:
+        return ScienceQaSource(place, images, split, prompt)
+    if {"dataset_info.json", "features.json"} <= held:
+        from llava_jax.data.built_source import BuiltSource  # needs the extra [data]
+
+        return BuiltSource(place, split, prompt)
+    hint = ""
+    if found := {PROBLEMS, SPLITS} & held:
+        hint = f": it has only {found.pop()}"
+    elif built := [name for name in sorted(held) if (place / name / "dataset_info.json").exists()]:
+        hint = f": give the folder {built[-1]} in it"
+    raise ValueError(f"got {place}, a folder; expected {_KINDS}{hint}")
