@@ -79,8 +79,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.schedule) * len(self.places)
 
-    def __getitem__(self, number: int) -> Row:
-        step, place = divmod(int(number), len(self.places))
+    def __getitem__(self, index: int) -> Row:
+        step, place = divmod(int(index), len(self.places))
         return read_row(self.dataset, self.schedule.examples(step, self.places[place]))
 
 

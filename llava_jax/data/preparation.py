@@ -147,24 +147,20 @@ def _measured(source, chunks, renderer, check, processes):
             ) from error
 
 
-_worker: tuple = ()
+_given: dict[str, Any] = {}  # to a worker, once
 
 
-def _begin_worker(*arguments) -> None:
-    global _worker
-    _worker = arguments
+def _begin_worker(source: Source, renderer: Renderer, check: PictureCheck | None) -> None:
+    _given.update(source=source, renderer=renderer, check=check)
 
 
 def _measure_in_worker(chunk: np.ndarray):
-    return _measure_chunk(*_worker, chunk)
+    return _measure_chunk(chunk=chunk, **_given)
 
 
 def _measure_chunk(source: Source, renderer: Renderer, check: PictureCheck | None, chunk):
-    found = Lengths(
-        chunk,
-        *(np.zeros(len(chunk), kind) for kind in list(_ARRAYS.values())[1:]),
-        *(Findings() for _ in _FINDINGS),
-    )
+    found = Lengths(**_empty(len(chunk)))
+    found.entry_N[:] = chunk
     hashes = []
     for place, index in enumerate(chunk):
         label = f"entry {index}"
@@ -218,16 +214,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _empty(count: int) -> dict[str, Any]:
+    arrays = {name: np.zeros(count, kind) for name, kind in _ARRAYS.items()}
+    return {**arrays, **{name: Findings() for name in _FINDINGS}}
+
+
 def _joined(parts: Sequence[Lengths]) -> Lengths:
-    arrays = {
-        name: np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])
-        for name, kind in _ARRAYS.items()
-    }
-    findings = {name: Findings() for name in _FINDINGS}
+    joined = _empty(0)
+    for name in _ARRAYS:
+        joined[name] = np.concatenate([joined[name], *(getattr(part, name) for part in parts)])
     for part in parts:
         for name in _FINDINGS:
-            findings[name].merge(getattr(part, name))
-    return Lengths(**arrays, **findings)
+            joined[name].merge(getattr(part, name))
+    return Lengths(**joined)
 
 
 def save(lengths: Lengths, folder: str | os.PathLike[str]) -> None:
@@ -246,9 +245,10 @@ def load(folder: str | os.PathLike[str]) -> Lengths | None:
         return None
     try:
         with (folder / "lengths.npz").open("rb") as file, np.load(file) as stored:
-            arrays = {name: stored[name] for name in _ARRAYS}
+            fields: dict[str, Any] = {name: stored[name] for name in _ARRAYS}
         report = json.loads((folder / "report.json").read_text())
-        return Lengths(**arrays, **{name: Findings.from_json(report[name]) for name in _FINDINGS})
+        fields |= {name: Findings.from_json(report[name]) for name in _FINDINGS}
+        return Lengths(**fields)
     except Exception as error:  # zip files and arrays break in many ways
         raise ValueError(
             f"got {folder}, which cannot be read ({error}); expected lengths of a preparation: "

@@ -10,7 +10,7 @@ import pytest
 
 from llava_jax.data import examples, preparation
 from llava_jax.data.dataset import Dataset, open_dataset
-from llava_jax.data.preparation import Findings
+from llava_jax.data.preparation import Findings, PictureCheck
 from llava_jax.data.source import open_source
 from tests.data import small
 from tests.data.small import conversation
@@ -21,7 +21,7 @@ def dataset(tmp_path_factory) -> Dataset:
     return open_dataset(small.write(tmp_path_factory.mktemp("small")))
 
 
-def measured(folder, made, *, check="open", processes=1, **data):
+def measured(folder, made, *, check: PictureCheck = "open", processes=1, **data):
     config = small.changed(small.write(folder, [*small.entries(3), *made]), data=data)
     config = small.changed(config, data={"max_bad_fraction": 1.0})
     dataset = open_dataset(config)
