@@ -27,6 +27,7 @@ class Model(Protocol):
 
     def encode(self, text: str, *, prefix: bool) -> list[int]: ...
     def decode(self, ids: list[int], *, prefix: bool) -> str: ...
+    def piece(self, id: int) -> str | bytes: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,11 @@ class Tokenizer:
             after = "text"
         return text
 
+    def piece(self, id: int) -> str | bytes:
+        """How an id is spelled, for people: '▁the', '<0x0A>', '</s>'; bytes where it works so."""
+        named = next((name for name, other in self.specials.items() if other == id), None)
+        return self.model.piece(id) if named is None else named
+
 
 class SentencePiece:
     """A tokenizer.model. Pickles by its bytes, for worker processes."""
@@ -134,6 +140,9 @@ class SentencePiece:
     def decode(self, ids: list[int], *, prefix: bool) -> str:
         text = self.processor.decode(ids)
         return text.removeprefix(self._prefix) if prefix else text
+
+    def piece(self, id: int) -> str:
+        return self.processor.id_to_piece(id)
 
 
 class HuggingFace:
@@ -162,6 +171,7 @@ class HuggingFace:
         self._anchor = self.encode("a", prefix=False)
         self._prefix = " " if self._anchor != self.encode("a", prefix=True) else ""
         self.vocab_size: int = self._whole.get_vocab_size(with_added_tokens=False)
+        self._in_bytes = '"type": "ByteLevel"' in json.dumps(data.get("decoder"))
 
     def __reduce__(self):
         return (HuggingFace, (self._spec,))
@@ -184,6 +194,17 @@ class HuggingFace:
         front = self._continuing.decode(self._anchor)
         text = self._continuing.decode([*self._anchor, *ids]).removeprefix(front)
         return text.removeprefix(self._prefix) if prefix else text
+
+    def piece(self, id: int) -> str | bytes:
+        spelled = self._whole.id_to_token(id)
+        return bytes(map(_LETTER_BYTES.__getitem__, spelled)) if self._in_bytes else spelled
+
+
+# How tokenizers of bytes spell them: a printable one as itself, the others in order from U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_LETTER_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + place): byte for place, byte in enumerate(sorted(set(range(256)) - {*_PRINTABLE}))
+}
 
 
 def _without_prefix(spec: Any) -> Any:

@@ -75,6 +75,13 @@ def test_flags_of_the_config(tmp_path):
     assert render(tokenizer, [Piece("text", "a")])[0] == tokenizer.encode("a")
 
 
+def test_pieces_are_for_people(tmp_path):
+    ids = write_tokenizer(tmp_path, ["<im_start>"])
+    tokenizer = load(tmp_path)
+    spelled = [tokenizer.piece(id) for id in [1, *tokenizer.encode("boat\n雪"), 2, *ids.values()]]
+    assert spelled == [*"<s> ▁boat <0x0A> <0xE9> <0x9B> <0xAA> </s> <im_start>".split()]
+
+
 def test_two_files_that_disagree(tmp_path):
     write_tokenizer(tmp_path, ("<image>",))
     change(tmp_path, "added_tokens.json", **{"<image>": 640})
@@ -122,6 +129,7 @@ def test_a_tokenizer_json_is_the_same_tokenizer(tmp_path, prefix):
             assert got.encode(text, after) == ids
             assert got.encode(text, after, parses=True) == expected.encode(text, after, parses=True)
             assert got.decode(ids, after) == expected.decode(ids, after) == text
+            assert list(map(got.piece, ids)) == list(map(expected.piece, ids))
     turns = (human("Where is the boat?", images=1), gpt("Here </s>."), human("Why?"), UNFINISHED)
     for name in ("v0", "v1", "llava_llama_2"):
         parts = pieces(turns, template(name, start_end_tokens=True))
@@ -203,6 +211,9 @@ def test_bytes_without_a_beginning(tmp_path):
         for after in ("start", "special", "text"):
             assert tokenizer.decode(tokenizer.encode(" " + text, after), after) == " " + text
         assert end not in tokenizer.encode(text)
+        spelled = b"".join(bytes(tokenizer.piece(id)) for id in tokenizer.encode(text))  # pyright: ignore
+        assert spelled.decode() == text
+    assert tokenizer.piece(end) == "<|end|>"
     turns = (human("a boat"), gpt("a goose"))
     ids, mask = render(tokenizer, pieces(turns, template("v1", system="")))
     assert tokenizer.decode(ids, "text", specials=True) == " USER: a boat ASSISTANT: a goose<|end|>"
