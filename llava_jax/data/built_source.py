@@ -11,9 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from llava_jax import files
 from llava_jax.conversation import Refused
-from llava_jax.data import science_qa
+from llava_jax.data import json_index, science_qa, storage
 from llava_jax.data.entry import Entry, Picture
 
 INSTALL = "built data sets need an extra: pip install 'llava-jax[data]'"
@@ -46,6 +48,10 @@ class BuiltSource:
         self, folder: str | os.PathLike[str], split: str = "train", prompt: str = "QCM-LEPA"
     ):
         place = files.path(folder)
+        if storage.is_remote(str(place)):
+            raise ValueError(
+                f"got {place}; a built set is read from a disk: copy it to one, or mount the bucket"
+            )
         try:
             import tensorflow_datasets as tfds
             from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -57,6 +63,7 @@ class BuiltSource:
             splits = tfds.builder_from_directory(place).info.splits
         except Exception as error:  # of files that are not its own it dies in many ways
             raise ValueError(f"got {place}, a data set that cannot be read: {error}") from error
+        _check_whole(place, built["bytes"])
         if split not in splits:
             raise ValueError(f"got split {split!r} of {place}, expected one of {', '.join(splits)}")
         self._folder, self._prompt = str(place), prompt
@@ -74,7 +81,11 @@ class BuiltSource:
         index = operator.index(index)
         if not 0 <= index < len(self):
             raise IndexError(f"entry {index} of {len(self)}")
-        fields = _fields(self._records[index])
+        try:
+            record = self._records[index]
+        except Exception as error:  # the reader's are of any kind, and name no entry
+            raise ValueError(f"got entry {index} of {self._folder}, unreadable: {error}") from error
+        fields = _fields(record)
         exact = json.loads(fields["exact"][0] or b"{}")
         if "refused" in exact:
             raise Refused(*exact["refused"])
@@ -94,16 +105,27 @@ class BuiltSource:
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """What was noted when the set was built: what it holds, fingerprints, the report."""
+    """What was noted when the set was built: what it holds, fingerprints, the report, and how many
+    bytes each file has."""
     place = files.path(folder) / "metadata.json"
-    expected = {"holds", "fingerprint", "report"}
-    built = json.loads(place.read_bytes()) if place.exists() else {}
+    expected = {"holds", "fingerprint", "report", "bytes"}
+    built: Any = json_index.load(str(place))[0] if place.exists() else {}
     if not expected <= built.keys():
         raise ValueError(
             f"got {folder}, a data set of others; expected one that llava_jax built: its "
             f"metadata.json has {', '.join(sorted(expected))}"
         )
     return built
+
+
+def _check_whole(folder: epath.Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        file = folder / name
+        found = file.stat().length if file.exists() else 0
+        if found != size:
+            raise ValueError(
+                f"got {file} with {found} bytes, expected {size}: was the set copied whole?"
+            )
 
 
 def _fields(record: bytes) -> Mapping[str, Sequence[Any]]:

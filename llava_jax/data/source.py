@@ -57,5 +57,5 @@ def _open_folder(
     if found := {PROBLEMS, SPLITS} & held:
         hint = f": it has only {found.pop()}"
     elif built := [name for name in sorted(held) if (place / name / "dataset_info.json").exists()]:
-        hint = f": give the folder {built[-1]} in it"
+        hint = f": give the folder {built[0]} in it"
     raise ValueError(f"got {place}, a folder; expected {_KINDS}{hint}")

@@ -26,7 +26,7 @@ import numpy as np
 
 from llava_jax import files
 from llava_jax.conversation import Refused
-from llava_jax.data import science_qa
+from llava_jax.data import science_qa, storage
 from llava_jax.data.built_source import INSTALL, read_metadata
 from llava_jax.data.entry import Picture, Source
 from llava_jax.data.science_qa import ScienceQaSource
@@ -100,7 +100,7 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
                     **self._features(),
                 }
             ),
-            metadata=tfds.core.MetadataDict(holds=self._HOLDS, fingerprint={}, report={}),
+            metadata=tfds.core.MetadataDict(holds=self._HOLDS, fingerprint={}, report={}, bytes={}),
             disable_shuffling=True,
         )
 
@@ -126,6 +126,12 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 for start, stop in itertools.pairwise(map(int, edges))
             ]
         return shards
+
+    def _download_and_prepare(self, *what: Any, **how: Any) -> None:
+        super()._download_and_prepare(*what, **how)
+        noted: Any = self.info.metadata
+        for shard in files.path(self.data_dir).glob("*.array_record-*"):
+            noted["bytes"][shard.name] = shard.stat().length
 
     def _count_shards(self, source: Source) -> int:
         indices = np.unique(np.linspace(0, len(source) - 1, _SAMPLE).astype(int))
@@ -259,7 +265,7 @@ def build(
     if shards is not None and shards < 1:
         raise ValueError(f"got shards {shards}, expected 1 or more")
     place = files.path(data_dir)
-    if "://" in str(place):
+    if storage.is_remote(str(place)):
         raise ValueError(
             f"got data_dir {place}; expected a local folder: build there, and copy what was built"
         )
