@@ -6,6 +6,7 @@ the mixture is made of, what was refused or repaired, and how lengths, turns, im
 distributed. What is shown is read from the very batches that training reads.
 """
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -37,9 +38,9 @@ def main() -> None:
         files.write_text(options.html, html)
         print(f"{len(shown)} rows in {options.html}")
         return
+    width = shutil.get_terminal_size().columns
     for row in shown:
-        colour = sys.stdout.isatty()
-        print(terminal.show(row, colour=colour, width=cli.terminal_width()), end="")
+        print(terminal.show(row, colour=sys.stdout.isatty(), width=width), end="")
 
 
 def some_rows(dataset: Dataset, steps: Schedule, start: int, count: int) -> Iterator[rows.Row]:
@@ -90,8 +91,7 @@ def readable(dataset: Dataset, read: Read, place: int, number: int) -> rows.Row:
 
 
 def page(dataset: Dataset, steps: Schedule, shown: Sequence[rows.Row], name: str) -> str:
-    data, batch = dataset.config.data, dataset.config.batch
-    template = dataset.renderer.template
+    data, template = dataset.config.data, dataset.renderer.template
     options = [
         "start and end tokens around images" * template.start_end_tokens,
         "text restarts behind images" * template.text_restarts,

@@ -10,7 +10,7 @@ import dataclasses
 import multiprocessing
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import grain
 import numpy as np
@@ -99,7 +99,7 @@ def read_ahead(
     *,
     places: Sequence[int] | None = None,
     start: int = 0,
-) -> Iterator[Read]:
+) -> Generator[Read, None, None]:
     """Steps from `start` to the last. places: of a step's rows, those this host reads; else all."""
     places = tuple(range(schedule.rows_per_step) if places is None else places)
     data = dataset.config.data

@@ -196,7 +196,7 @@ class HuggingFace:
         return text.removeprefix(self._prefix) if prefix else text
 
     def piece(self, id: int) -> str | bytes:
-        spelled = self._whole.id_to_token(id)
+        spelled = self._whole.id_to_token(id) or ""
         return bytes(map(_LETTER_BYTES.__getitem__, spelled)) if self._in_bytes else spelled
 
 

@@ -170,7 +170,7 @@ def test_a_reader_that_stops_early_leaves_nothing_running(folder):
     dataset = opened(folder, workers=1)
     reads = read_ahead(dataset, schedule(dataset))
     assert [read.step for read in itertools.islice(reads, 2)] == [0, 1]
-    reads.close()  # pyright: ignore
+    reads.close()
     assert multiprocessing.active_children() == []
 
 
