@@ -231,13 +231,15 @@ def _run(row: Row, run: Run, shown: Sequence[str]) -> Html:
 
 
 def _told(row: Row, t: int) -> str:
-    weight = row.weight_T[t]
-    learned = "" if weight == 0 else ", learned" if weight == 1 else f", learned × {weight:g}"
-    piece = rows.spelling(row.piece_T[t])
+    learned = f"\nlearned{_times(row.weight_T[t])}" if row.weight_T[t] > 0 else ""
     return (
-        f"id {row.token_T[t]}, position {row.position_T[t]}, segment {row.segment_T[t]}"
-        f"{learned}: {piece}"
+        f"{rows.spelling(row.piece_T[t])}\nid {row.token_T[t]}\nposition {row.position_T[t]}\n"
+        f"segment {row.segment_T[t]}{learned}"
     )
+
+
+def _times(weight: float) -> str:
+    return "" if weight in (0, 1) else f" × {weight:g}"
 
 
 def _image_box(row: Row, run: Run) -> Html:
@@ -248,24 +250,23 @@ def _image_box(row: Row, run: Run) -> Html:
         thumbnail(row.pixel_KHW3[image.slots[0]], side=_THUMBNAIL, alt=""),
         f"image {run.image} · {run.tokens:,} tokens",
         class_="box image",
-        title=f"image {run.image}, positions {first} to {last}, segment "
-        f"{row.segment_T[run.start]}: {one_line(image.caption)}",
+        title=f"image {run.image}: {one_line(image.caption)}\npositions {first} to {last}\n"
+        f"segment {row.segment_T[run.start]}",
     )
 
 
 def _list(row: Row, runs: Sequence[Run]) -> Html:
     """What hovering tells, as text."""
-    told = [("position", "id", "learned", "piece")]
+    told: list[Sequence[str]] = []
     for run in runs:
         if run.kind == "image":
-            name = f"image {run.image}, {run.tokens:,} tokens"
-            told.append((str(row.position_T[run.start]), "", "", name))
+            first, last = row.position_T[run.start], row.position_T[run.stop - 1]
+            told.append((f"image {run.image}, positions {first} to {last}",))
             continue
+        told.append((f"{run.kind}: position, id, piece",))
         for t in range(run.start, run.stop):
-            weight = row.weight_T[t]
-            mark = "" if weight == 0 else "✓" if weight == 1 else f"× {weight:g}"
-            piece = rows.spelling(row.piece_T[t])
-            told.append((str(row.position_T[t]), str(row.token_T[t]), mark, piece))
+            piece = f"{rows.spelling(row.piece_T[t])}{_times(row.weight_T[t])}"
+            told.append((str(row.position_T[t]), str(row.token_T[t]), piece))
     lines = (join(*fields, between=Html("\t")) for fields in told)
     return element(
         "details",

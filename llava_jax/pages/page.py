@@ -25,7 +25,7 @@ _SCRIPT = """
     if (last) last.classList.remove("here");
     last = target;
     if (target) target.classList.add("here");
-    shown.textContent = target ? target.title : "";
+    shown.textContent = target ? target.title.replace(/\\n/g, " · ") : "";
   }
   document.addEventListener("click", function (event) {
     show(event.target.closest(".tokens [title]"));
@@ -67,7 +67,7 @@ def document(title: str, sections: Sequence[Section], *, lead: str = "") -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("link", rel="icon", href="data:,"),
-        element("title", title.strip() or "untitled"),
+        element("title", title),
         element("style", Html(STYLE)),
     )
     links = [element("a", section.title, href=f"#{section.name}") for section in sections]

@@ -4,6 +4,7 @@ Under each plot stand its figures in words, for those who do not see it; hoverin
 or one place of the lines.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +35,8 @@ def histogram(
     edges = _edges(float(good_N.min()), float(good_N.max()), whole)
     counts = np.histogram(good_N, edges)[0]
     lowest = 0.5 if log else 0.0
-    vertical = _Axis(lowest, float(counts.max()), _HEIGHT - _BOTTOM, _TOP, log=log)
-    horizontal = _Axis(float(edges[0]), float(edges[-1]), _LEFT, _WIDTH - _RIGHT)
+    vertical = _Axis(lowest, float(counts.max()), _HEIGHT - _BOTTOM, _TOP, log=log, whole=True)
+    horizontal = _Axis(float(edges[0]), float(edges[-1]), _LEFT, _WIDTH - _RIGHT, whole=whole)
     bars = []
     for count, low, high in zip(counts.tolist(), edges[:-1], edges[1:], strict=True):
         if not count:
@@ -99,14 +100,19 @@ def lines(
         words.append(f"{name}: {_of_a_line(xy_2N)}")
     hovers = _hovers(points, horizontal, x)
     drawing = join(_axes(horizontal, vertical, x, y, 0.0), *paths, *hovers)
-    return _figure(title, drawing, "; ".join(words), join(*keys))
+    return _figure(title, drawing, "; ".join(words), element("div", *keys))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Axis:
-    """Values to places. Values outside are drawn at the border."""
+    """Values to places. Values outside are drawn at the border. whole: so are its ticks."""
 
-    def __init__(self, low: float, high: float, start: float, stop: float, log: bool = False):
-        self.low, self.high, self.start, self.stop, self.log = low, high, start, stop, log
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         value = min(max(value, self.low), self.high)
@@ -118,7 +124,7 @@ class _Axis:
 
     def ticks(self) -> list[float]:
         if not self.log:
-            step = _nice((self.high - self.low) / 5)
+            step = max(_nice((self.high - self.low) / 5), 1.0 if self.whole else 0.0)
             first, last = math.ceil(self.low / step), math.floor(self.high / step + 1e-9)
             return [i * step for i in range(first, last + 1)]
         low, high = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
@@ -130,6 +136,10 @@ def _nice(step: float) -> float:
     """1, 2 or 5 times a power of ten, not below `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(n * power for n in (1, 2, 5, 10) if n * power >= step * 0.999999)
+
+
+def _tick(value: float) -> str:
+    return f"{value / 1e6:,.6g}M" if 1e6 <= abs(value) < 1e12 else number(value)
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -234,13 +244,13 @@ def _axes(horizontal: _Axis, vertical: _Axis, x: str, y: str, centred: float) ->
         parts.append(
             element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=place, y2=place, class_="grid")
         )
-        parts.append(element("text", number(value), x=_LEFT - 6, y=place + 4, text_anchor="end"))
+        parts.append(element("text", _tick(value), x=_LEFT - 6, y=place + 4, text_anchor="end"))
     for value in horizontal.ticks():
-        if centred and (value != math.floor(value) or value + 1 > horizontal.high):
+        if centred and value + 1 > horizontal.high:
             continue
         place = round(horizontal.at(value + centred), 2)
         parts.append(element("line", x1=place, x2=place, y1=bottom, y2=bottom + 4, class_="grid"))
-        parts.append(element("text", number(value), x=place, y=bottom + 17, text_anchor="middle"))
+        parts.append(element("text", _tick(value), x=place, y=bottom + 17, text_anchor="middle"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(element("text", x, x=middle, y=_HEIGHT - 6, text_anchor="middle"))
     parts.append(element("text", y, x=2, y=14))

@@ -78,7 +78,7 @@ td:not(.number) { min-width: 7.5rem; }
 .hover:hover { fill: var(--soft); fill-opacity: .2; }
 .key { display: inline-block; margin-right: 1rem; color: var(--ink); }
 .plot .key svg { display: inline-block; width: 34px; height: 10px; margin-right: .3rem; }
-.series { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.series { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .series-0 { stroke: var(--line-0); } .series-1 { stroke: var(--line-1); stroke-dasharray: 7 3; }
 .series-2 { stroke: var(--line-2); stroke-dasharray: 2 3; }
 .series-3 { stroke: var(--line-3); stroke-dasharray: 10 3 2 3; }
@@ -104,8 +104,8 @@ td:not(.number) { min-width: 7.5rem; }
 .strip .image { height: 65%; border: 1px solid var(--image-line); }
 .strip .padding { height: 30%; border: 1px dashed var(--soft); }
 .image {
- 
-  background: repeating-linear-gradient(135deg, var(--hatch) 0 4px, transparent 4px 8px), var(--image);
+  background-color: var(--image);
+  background-image: repeating-linear-gradient(135deg, var(--hatch) 0 4px, transparent 4px 8px);
 }
 
 .pictures { display: flex; flex-wrap: wrap; gap: .9rem; margin: 1rem 0; }
@@ -133,8 +133,8 @@ td:not(.number) { min-width: 7.5rem; }
   font: inherit; unicode-bidi: isolate; box-shadow: -1px 0 0 var(--edge); padding: .1em 0;
 }
 .tokens i {
- 
-  background: radial-gradient(circle, var(--soft) .07em, transparent .09em) 0 62% / .27em .3em no-repeat;
+  background-image: radial-gradient(circle, var(--soft) .07em, transparent .09em);
+  background-position: 0 62%; background-size: .27em .3em; background-repeat: no-repeat;
 }
 .learned-text {
   background: var(--learned); border-bottom: 2px solid var(--learned-line); padding: .1em 0;

@@ -91,9 +91,9 @@ def _run(row: Row, run: Run, shown: Sequence[str], colour: bool) -> Iterator[_Wo
     else:
         texts = list(shown[run.start : run.stop])
         if run.kind == "learned" and not colour:
-            texts[0], texts[-1] = "⟦" + texts[0], texts[-1] + "⟧"
-            # The line ends behind the bracket, not before it.
-            texts[-1] = texts[-1].replace("\n⟧", "⟧\n")
+            texts[0] = "⟦" + texts[0]
+            # A line ends behind the bracket, not before it.
+            texts[-1] = (texts[-1] + "⟧").replace("\n⟧", "⟧\n")
         word: _Word = []
         for text in texts:
             if text.startswith((" ", "⟦ ")) and word:
