@@ -15,7 +15,8 @@ import numpy as np
 from llava_jax import batch, cli, config, files
 from llava_jax.data import report
 from llava_jax.data.dataset import Dataset, open_dataset
-from llava_jax.data.pipeline import Read, Schedule, read_ahead, schedule
+from llava_jax.data.pipeline import Read, read_ahead
+from llava_jax.data.schedule import Schedule, schedule
 from llava_jax.pages import inspection, rows, terminal
 
 EXAMPLE = "python launch/inspect_data.py --config configs/stage2.py:v1.5-7b --n 8 --html rows.html"

@@ -9,11 +9,10 @@ what is kept here; without it, it prepares first.
 pictures inside: a few large files instead of many small ones, the same entries, the same batches.
 """
 
-from llava_jax import cli, config, files
+from llava_jax import cli, config
 from llava_jax.data import report
-from llava_jax.data.dataset import open_dataset
-from llava_jax.data.pipeline import schedule
-from llava_jax.data.source import build
+from llava_jax.data.dataset import Dataset, open_dataset
+from llava_jax.data.schedule import schedule
 
 EXAMPLE = "python launch/prepare_data.py --config configs/stage2.py:v1.5-7b --check open"
 
@@ -33,22 +32,27 @@ def main() -> None:
     dataset = open_dataset(run, check=options.check)
     print(report.text(dataset, schedule(dataset)))
     if options.build:
-        build_sources(run, options.build)
+        build_sources(dataset, options.build)
 
 
-def build_sources(run: config.Config, folder: str) -> None:
-    for name, source in run.data.sources.items():
-        built = build(
-            source.path,
-            images=source.images,
-            split=source.split,
-            builder=source.builder,
-            name=name,
-            data_dir=files.path(folder),
-            progress=cli.Progress,
-        )
-        print(f"\n{built}")
+def build_sources(dataset: Dataset, folder: str) -> None:
+    from llava_jax.data import tfds_builders  # needs the extra [data]
+
+    for name, source in dataset.config.data.sources.items():
+        with cli.Progress(len(dataset.sources[name]), f"building {name}", "conversations") as bar:
+            built = tfds_builders.build(
+                source.path,
+                images=source.images,
+                split=source.split,
+                builder=source.builder,
+                name=name,
+                data_dir=folder,
+                progress=lambda done, total: bar.advance(),
+            )
+        print(f"{'kept' if built.reused else 'built'} {built.folder}")
         print(f"to read it: --config.data.sources.{name}.path={built.folder}")
+        for left in built.unfinished:
+            print(f"{left} is of a build that was killed: remove it if none runs")
 
 
 if __name__ == "__main__":

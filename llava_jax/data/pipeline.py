@@ -1,7 +1,7 @@
 """Batches, read ahead by Grain: batch i is the same whoever reads it, in however many parts.
 
-A Schedule says which rows step i holds. Each host names the places of the step's rows it wants,
-and gets those, at random access: to resume is to begin at step i.
+Each host names the places of a step's rows that it wants, and gets those, at random access: to
+resume is to begin at step i.
 
 Dims: R rows of a step, of which a host reads some.
 """
@@ -12,60 +12,20 @@ import re
 import signal
 from collections.abc import Generator, Sequence
 
-import grain
 import numpy as np
-from absl import flags
 
 from llava_jax.batch import Batch
 from llava_jax.data.dataset import Dataset
-from llava_jax.data.packing import Plan
 from llava_jax.data.rows import Row, Segment, read_row
+from llava_jax.data.schedule import Schedule
+
+try:
+    import grain
+    from absl import flags
+except ImportError as error:
+    raise ValueError("reading ahead needs one more package; run pip install grain") from error
 
 _AHEAD = 2  # batches ready and waiting
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Which rows each step holds, epoch after epoch. An epoch's last step ends in empty rows."""
-
-    plans: tuple[Plan, ...]
-    rows_per_step: int
-
-    def __len__(self) -> int:
-        return sum(map(self._steps, self.plans))
-
-    def _steps(self, plan: Plan) -> int:
-        return -(-len(plan) // self.rows_per_step)
-
-    def epoch(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and the step's number in it."""
-        if not 0 <= step < len(self):
-            raise ValueError(f"got step {step}, expected 0 to {len(self) - 1}")
-        for epoch, plan in enumerate(self.plans):
-            if step < self._steps(plan):
-                return epoch, step
-            step -= self._steps(plan)
-        raise AssertionError("len() counts the same steps")
-
-    def examples(self, step: int, place: int) -> np.ndarray:
-        """What the step's row at `place` holds, as examples of the dataset."""
-        epoch, number = self.epoch(step)
-        row = number * self.rows_per_step + place
-        return self.plans[epoch][row] if row < len(self.plans[epoch]) else np.zeros(0, np.int32)
-
-
-def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
-    """Steps that hold batch.conversations on average, in a multiple of `multiple` rows."""
-    plans = tuple(dataset.plan(epoch) for epoch in range(dataset.config.epochs))
-    wanted = dataset.config.batch.conversations
-    if dataset.config.batch.pack:
-        wanted *= len(plans[0]) / len(dataset)
-    elif wanted % multiple:
-        raise ValueError(
-            f"got config.batch.conversations = {wanted}, one a row, for {multiple} devices that "
-            "rows are split over, expected a multiple of them"
-        )
-    return Schedule(plans, multiple * max(1, round(wanted / multiple)))
 
 
 @dataclasses.dataclass(frozen=True)

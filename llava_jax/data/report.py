@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llava_jax.data.dataset import Dataset
-from llava_jax.data.pipeline import Schedule
 from llava_jax.data.preparation import Findings
+from llava_jax.data.schedule import Schedule
 
 COMPOSITION = (
     "source",

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from llava_jax.data.dataset import open_dataset
-from llava_jax.data.pipeline import read_ahead, schedule
+from llava_jax.data.pipeline import read_ahead
+from llava_jax.data.schedule import schedule
 from llava_jax.models.llava import Llava
 from tests import tiny
 from tests.data import small

@@ -10,8 +10,9 @@ import pytest
 
 from llava_jax.batch import validate
 from llava_jax.data.dataset import Dataset, open_dataset
-from llava_jax.data.pipeline import Read, Schedule, read_ahead, schedule
+from llava_jax.data.pipeline import Read, read_ahead
 from llava_jax.data.rows import Segment
+from llava_jax.data.schedule import Schedule, schedule
 from tests.data import small
 
 EPOCHS = 2
@@ -91,13 +92,14 @@ def test_every_epoch_shows_everything_once(folder):
 
 def test_an_epochs_last_step_ends_in_empty_rows(folder):
     dataset = opened(folder)
-    plan = schedule(dataset, multiple=4)
+    rows = len(dataset.plan(0))
+    multiple = next(m for m in (4, 5, 6, 7) if rows % m)
+    plan = schedule(dataset, multiple=multiple)
     reads = list(read_ahead(dataset, plan))
-    rows = len(plan.plans[0])
-    assert rows % 4, "choose other sizes: nothing is left over"
-    last = reads[-(-rows // 4) - 1]
+    last = reads[-(-rows // multiple) - 1]
+    assert plan.rows_per_step == multiple
     assert plan.epoch(last.step + 1) == (1, 0)
-    assert [bool(segments) for segments in last.segments] == [i < rows % 4 for i in range(4)]
+    assert list(map(bool, last.segments)) == [i < rows % multiple for i in range(multiple)]
     assert last.batch.token_RT.shape == reads[0].batch.token_RT.shape
 
 

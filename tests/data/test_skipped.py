@@ -5,8 +5,9 @@ import json
 import pytest
 
 from llava_jax.data.dataset import open_dataset
-from llava_jax.data.pipeline import read_ahead, schedule
+from llava_jax.data.pipeline import read_ahead
 from llava_jax.data.rows import Segment
+from llava_jax.data.schedule import schedule
 from llava_jax.data.skipped import Skipped
 from tests.data import small
 
