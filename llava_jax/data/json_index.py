@@ -232,7 +232,7 @@ class _Text:
             # First comes what is before it: the entries there are counted.
             self._not_text = start + error.start
             more = error.object[: error.start].decode()
-        if self._bytes_read == 0 and more.startswith("\ufeff"):
+        if self.byte == 0 and not self._text and more.startswith("\ufeff"):
             more, self.byte = more[1:], len(_BOM)
         self._bytes_read += len(data)
         self._ended = not data

@@ -202,7 +202,7 @@ class _ZipRoot:
         with self._lock:
             if self._archive is None or self._process != os.getpid():
                 try:
-                    self._archive = zipfile.ZipFile(files.path(self.path).open("rb"))
+                    self._archive = zipfile.ZipFile(storage.seekable(self.path))
                 except OSError:
                     raise
                 except Exception as error:  # of bad data it dies in many ways
@@ -225,8 +225,9 @@ class _ZipRoot:
             raise ValueError(f"got {name}, encrypted; expected it without a password")
         storage.check_size(name, member.file_size)
         try:
-            # No more than declared is unpacked, and a checksum tells if that was not all.
-            return archive.read(member)
+            # Asked for a size it unpacks no more, and a checksum tells if that was not all.
+            with archive.open(member) as file:
+                return file.read(member.file_size + 1)
         except Exception as error:
             raise ValueError(f"got {name}: {error}; expected a whole zip file") from error
 

@@ -68,6 +68,11 @@ def list_folder(path: str) -> Mapping[str, bool]:
         return {}
 
 
+def seekable(path: str) -> Any:
+    """What a zip file is opened by: a local one itself, one in a bucket in pieces of 256 KiB."""
+    return client(path).open(path, "rb", block_size=2**18) if is_remote(path) else path
+
+
 class RandomAccessFile:
     """Reads parts of a file that stays as it is. Threads may share it, and so may processes:
     pickled, or forked, it goes on."""
