@@ -1,5 +1,6 @@
 """launch/convert.py as a user meets it: what it prints, how it ends, what it leaves behind."""
 
+import functools
 import json
 import os
 import pickle
@@ -14,28 +15,15 @@ import numpy as np
 import pytest
 
 from launch import convert
-from llava_jax import cli
 from tests.conftest import CHECKOUT, import_torch
+from tests.launch.conftest import Outcome
 from tests.weights import checkpoints
 from tests.weights.checkpoints import VOCAB
 
 
-class Outcome:
-    def __init__(self, code: Any, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-        self.errors = [line for line in err.splitlines() if line.startswith("error: ")]
-
-
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            cli.run(convert.main)
-        captured = capsys.readouterr()
-        return Outcome(exit.value.code, captured.out, captured.err)
-
-    return run
+def run(run_verb):
+    return functools.partial(run_verb, convert)
 
 
 def run_python(*arguments: object) -> subprocess.CompletedProcess[str]:

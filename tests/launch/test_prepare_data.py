@@ -1,0 +1,109 @@
+"""launch/prepare_data.py as a user meets it: the report, what it keeps, what it refuses."""
+
+import functools
+import json
+
+import pytest
+
+from launch import prepare_data
+from llava_jax.data.source import open_source
+from tests.data import small
+
+CONFIG = """
+from llava_jax import config as c
+
+VARIANTS = {{"": ""}}
+
+def get_config(variant=""):
+    config = c.defaults()
+    config.data.sources = c.sources(
+        chats=c.Source("{folder}/chat.json", images=("{folder}/images",)),
+        captions=c.Source("{folder}/chat.json", images=("{folder}/images",), take="random:8"),
+    )
+    config.data.tokenizer = "{folder}/tokenizer"
+    config.data.image_size, config.data.patch_size = 28, 14
+    config.data.conversation_tokens = config.batch.tokens = 320
+    config.batch.conversations, config.batch.images = 8, 6
+    config.data.prepared = "{folder}/prepared"
+    return config
+"""
+
+
+@pytest.fixture
+def run(run_verb):
+    return functools.partial(run_verb, prepare_data)
+
+
+@pytest.fixture
+def config(tmp_path):
+    small.write(tmp_path)
+    (tmp_path / "run.py").write_text(CONFIG.format(folder=tmp_path))
+    return str(tmp_path / "run.py")
+
+
+def test_the_report(run, config, tmp_path):
+    made = small.entries()
+    made[4]["conversations"] = []  # without an image
+    made[8]["conversations"][1]["value"] = "it says </s>"
+    (tmp_path / "chat.json").write_text(json.dumps(made))
+    (tmp_path / "images/3.png").unlink()
+    outcome = run("--config", config, "--config.data.max_bad_fraction=0.5")
+    assert outcome.code == 0, outcome.err
+    table, *rest = outcome.out.split("\n\n")
+    header, captions, chats, everything = table.splitlines()
+    assert header.split()[:5] == ["source", "has", "taken", "epochs", "refused"]
+    assert chats.split()[:6] == ["chats", "60", "60", "1", "1", "59"]
+    assert captions.split()[:3] == ["captions", "60", "random:8"]
+    assert everything.split()[0] == "all"
+    text = "\n\n".join(rest)
+    assert "chats, refused\n  1 × no turns\n      e4 (entry 4): got no turns" in text
+    assert "1 × special tokens spelled out, kept as text\n      e8 (entry 8)" in text
+    assert "7 × picture missing\n" in text
+    assert "(entry 10): 3.png" in text
+    for name in ("rows", "filled", "a step", "steps", "fingerprint"):
+        assert f"\n{name}" in text
+
+
+def test_it_is_quick_the_second_time(run, config):
+    first, second = run("--config", config), run("--config", config)
+    assert second.out == first.out
+    assert "preparing chats" in first.err
+    assert "preparing" not in second.err
+
+
+def test_a_build_is_read_instead(run, config, tmp_path):
+    outcome = run("--config", config, "--build", tmp_path / "built")
+    assert outcome.code == 0, outcome.err
+    overrides = [line.split(": ")[1] for line in outcome.out.splitlines() if "to read it" in line]
+    assert len(overrides) == 2
+    plain = open_source(tmp_path / "chat.json", images=[tmp_path / "images"])
+    built = open_source(overrides[0].split("=")[1])
+    assert [entry.id for entry in map(built.__getitem__, range(60))] == [
+        entry.id for entry in map(plain.__getitem__, range(60))
+    ]
+    again = run("--config", config, *overrides)
+    assert again.out == run("--config", config).out
+    assert "kept" in run("--config", config, "--build", tmp_path / "built").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config.data.sorces=x"], "unknown field config.data.sorces; did you mean sources?"),
+        (["--config.data.sources.chats.path=gone.json"], "gone.json"),
+        (["--chek", "open"], "unknown option --chek; did you mean --check?"),
+        (["--config.data.sources.chats.take=first:99"], "expected at most the 60 it has"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, config, arguments, says):
+    outcome = run("--config", config, *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err.splitlines()[-1]
+
+
+def test_too_many_that_are_bad(run, config, tmp_path):
+    (tmp_path / "images/3.png").unlink()
+    outcome = run("--config", config)
+    assert outcome.code == 2
+    assert "conversations refused or without their picture" in outcome.err
+    assert "× picture missing, as e" in outcome.err
