@@ -52,4 +52,6 @@ def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
             f"got config.batch.conversations = {wanted}, one a row, for {multiple} devices that "
             "rows are split over, expected a multiple of them"
         )
-    return Schedule(plans, multiple * max(1, round(wanted / multiple)))
+    # Of a data set smaller than a step, empty rows alone would be added.
+    most = -(-len(plans[0]) // multiple)
+    return Schedule(plans, multiple * min(most, max(1, round(wanted / multiple))))

@@ -108,6 +108,9 @@ def test_rows_of_a_step(folder):
     per_row = len(packed) / len(packed.plan(0))
     assert schedule(packed).rows_per_step == round(8 / per_row)
     assert schedule(packed, multiple=16).rows_per_step == 16
+    everything = small.changed(single.config, batch={"conversations": 1000})
+    assert schedule(open_dataset(everything)).rows_per_step == 60
+    assert schedule(open_dataset(everything), multiple=8).rows_per_step == 64
     assert schedule(single).rows_per_step == schedule(single, multiple=4).rows_per_step == 8
     with pytest.raises(ValueError, match="conversations = 8, one a row, for 3 devices"):
         schedule(single, multiple=3)
