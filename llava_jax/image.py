@@ -203,6 +203,9 @@ def _decode(image: Image.Image, name: str, exif: Exif, max_pixels: int) -> Image
         if image.mode.startswith("I;16"):
             # Pillow would clip, to a white picture. Of 16-bit colours it takes the high byte too.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        if image.mode == "RGB":
+            image.load()
+            return image
         return image.convert("RGB")
     except Exception as error:  # decoders die in many ways: of bad data, none is a bug of ours
         raise ValueError(f"got {name}: {error}; expected a complete picture") from error
@@ -234,18 +237,28 @@ def _pad(image: Image.Image, size: int, background: Colour, max_pixels: int) -> 
     """
     width, height = image.size
     side = max(width, height)
-    left, top = (side - width) // 2, (side - height) // 2
     _check_shape(image.size, (size, side), max_pixels)
     _check_shape(image.size, (side, height), _PADDED * max_pixels)
-    narrow = Image.new("RGB", (size, side), background)
     rows = max(1, _BAND_PIXELS // side)
+    if height == side <= rows:  # one band is all: both ways in one call
+        wide = _widened(image, side, background)
+        return wide.resize((size, size), Image.Resampling.BICUBIC)
+    narrow = Image.new("RGB", (size, side), background)
     for start in range(0, height, rows):
         stop = min(start + rows, height)
-        band = Image.new("RGB", (side, stop - start), background)
-        band.paste(image.crop((0, start, width, stop)), (left, 0))
+        band = image if rows >= height else image.crop((0, start, width, stop))
+        band = _widened(band, side, background)
         band = band.resize((size, stop - start), Image.Resampling.BICUBIC)
-        narrow.paste(band, (0, top + start))
+        narrow.paste(band, (0, (side - height) // 2 + start))
     return narrow.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _widened(image: Image.Image, width: int, background: Colour) -> Image.Image:
+    if image.width == width:
+        return image
+    wide = Image.new("RGB", (width, image.height), background)
+    wide.paste(image, ((width - image.width) // 2, 0))
+    return wide
 
 
 def _tiles(image: Image.Image, size: int, resolution: tuple[int, int]) -> list[Image.Image]:
