@@ -69,16 +69,17 @@ def first_character(path: str) -> str:
 class Scan:
     """The entries of a file, once: each one's first byte, the byte behind it, and what it says.
 
-    A file that begins with [ is a list; any other has an entry on each line that is not blank.
+    is_list: it begins with [. Any other file has an entry on each line that is not blank.
     sha256: of the whole file, in hex, when all entries were seen.
     """
 
     def __init__(self, path: str):
         self._path = path
+        self.is_list = first_character(path) == "["
         self.sha256 = ""
 
     def __iter__(self) -> Iterator[tuple[int, int, object]]:
-        entries = _list_entries if first_character(self._path) == "[" else _line_entries
+        entries = _list_entries if self.is_list else _line_entries
         number = 0
         try:
             with files.path(self._path).open("rb") as file:

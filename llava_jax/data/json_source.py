@@ -37,7 +37,8 @@ class JsonSource:
         self.fingerprint = scan.sha256
         if not spans:
             raise ValueError(f"got {self._file.path} without an entry, expected at least one")
-        if len(self) == 1 and isinstance(first, Mapping) and "conversations" not in first:
+        alone = len(self) == 1 and not scan.is_list
+        if alone and isinstance(first, Mapping) and "conversations" not in first:
             raise ValueError(
                 f"got {self._file.path}, one object with the keys {_some(list(first))}; expected a "
                 'list of entries {"id": …, "image": …, "conversations": […]}, or one on each line'

@@ -59,9 +59,7 @@ class Roots:
     """Folders and zip files of pictures, in the order in which a name is looked up."""
 
     def __init__(self, images: Sequence[str | os.PathLike[str]] = ()):
-        if isinstance(images, str | os.PathLike):
-            images = (images,)
-        self._roots = tuple(_open_root(str(files.path(name))) for name in images)
+        self._roots = tuple(map(_open_root, root_paths(images)))
         self._forget()
 
     def _forget(self) -> None:
@@ -153,6 +151,13 @@ class RootedPicture:
 
     def nearest(self) -> str | None:
         return next(filter(None, map(self.roots.nearest, self.places)), None)
+
+
+def root_paths(images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
+    """One path is as good as a list of one."""
+    if isinstance(images, str | os.PathLike):
+        images = (images,)
+    return [str(files.path(name)) for name in images]
 
 
 def _open_root(path: str) -> _Root:

@@ -16,7 +16,7 @@ from llava_jax import files
 from llava_jax.conversation import IMAGE_TAG, Refused
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry, Picture
-from llava_jax.data.pictures import Roots
+from llava_jax.data.pictures import Roots, root_paths
 
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
 PROMPTS = ("QCM-LEPA", "QCM-LEA", "QCM-A", "CQM-A")
@@ -137,8 +137,8 @@ class ScienceQaSource:
         self._pids = [str(pid) for pid in pids]
         self._problems = {pid: problems.get(pid) for pid in self._pids}
         self._split, self._prompt = split, prompt
-        own = [place / "images"] if (place / "images").is_dir() else []
-        self._roots = Roots([*own, *([images] if isinstance(images, str) else images)])
+        own = [str(place / "images")] if (place / "images").is_dir() else []
+        self._roots = Roots([*own, *root_paths(images)])
         self.text_fingerprint = hashlib.sha256(
             (problems_sha256 + splits_sha256).encode()
         ).hexdigest()

@@ -30,7 +30,7 @@ def client(path: str) -> Any:
 def read_picture(path: str) -> bytes:
     """The whole of a file that should be a picture; a folder, a pipe or a giant is refused."""
     if is_remote(path):
-        return client(path).cat_file(path)
+        return _read_remote_picture(path)
     # A pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -44,6 +44,19 @@ def read_picture(path: str) -> bytes:
             return file.readall()
     finally:
         os.close(descriptor)
+
+
+def _read_remote_picture(path: str) -> bytes:
+    try:
+        data = client(path).cat_file(path, start=0, end=MAX_PICTURE_BYTES + 1)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        if client(path).size(path) == 0:  # of nothing, no part can be asked for
+            return b""
+        raise
+    check_size(path, len(data))
+    return data
 
 
 def check_size(name: str, size: int) -> None:

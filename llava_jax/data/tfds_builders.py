@@ -29,6 +29,7 @@ from llava_jax.conversation import Refused
 from llava_jax.data import science_qa, storage
 from llava_jax.data.built_source import INSTALL, read_metadata
 from llava_jax.data.entry import Picture, Source
+from llava_jax.data.pictures import root_paths
 from llava_jax.data.science_qa import ScienceQaSource
 from llava_jax.data.source import open_source
 
@@ -269,12 +270,10 @@ def build(
         raise ValueError(
             f"got data_dir {place}; expected a local folder: build there, and copy what was built"
         )
-    if isinstance(images, str | os.PathLike):
-        images = (images,)
     recipe = Recipe(
         name=name,
         source=str(files.path(path)),
-        images=tuple(str(files.path(root)) for root in images),
+        images=tuple(root_paths(images)),
         split=split,
         shards=shards,
         progress=progress,
