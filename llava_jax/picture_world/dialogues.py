@@ -37,7 +37,6 @@ _SUMMARY_REQUESTS = (
     "say in short what is in each picture.",
 )
 _CLOSED_TURNS = 3
-_DENSE_TURNS = 2  # descriptions of one object: what teaches to tell objects apart
 _COUNT_SHARE = 0.3
 
 Round = tuple[str, str]
@@ -65,7 +64,10 @@ def conversation(entry_id: str, image: str, scene: Scene, rng: random.Random) ->
     # What one turn tells, another would copy instead of seeing it.
     things = rng.sample(scene.things, len(scene.things))
     things.sort(key=lambda thing: sum(_tells(thing, question) for question in asked))
-    rounds = [questions.describe(thing, rng) for thing in things[:_DENSE_TURNS]]
+    # With half of the objects and one more, two turns in five are descriptions: those teach best
+    # to tell objects apart.
+    dense = things[: (len(things) + 2) // 2]
+    rounds = [questions.describe(thing, rng) for thing in dense]
     rounds += [(question.text, question.answer) for question in asked]
     rng.shuffle(rounds)
     return _entry(entry_id, [image], rounds)

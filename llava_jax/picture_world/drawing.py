@@ -42,7 +42,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> Points:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-_STROKE: Points = [(-1, -1), (-0.5, -1), (1, 0.5), (1, 1), (0.5, 1), (-1, -0.5)]
+_STROKE: Points = [(-1, -1), (-0.72, -1), (1, 0.72), (1, 1), (0.72, 1), (-1, -0.72)]
 # Polygons in a square from -1 to 1 around the object's centre; a hole is cut out of those before.
 _POLYGONS: dict[str, list[Points]] = {
     "circle": [_disc(1)],

@@ -201,7 +201,7 @@ def _changed(scene: Scene, kind: Kind, rng: random.Random, split: str) -> Compar
             cell = rng.choice(scene.empty_cells)
             after = _place(rng, Thing(shape, colour, rng.choice(SIZES), cell, (0, 0)))
         else:
-            if len(things) == 1:
+            if len(scene.shapes) == 1:
                 return None
             before = rng.choice(scene.shapes)
     else:
