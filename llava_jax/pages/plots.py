@@ -17,6 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 28, 44
 _LARGEST = 1e100  # beyond it, differences of differences overflow; treated as infinite
 _POINTS = 400  # of a line: more could not be told apart
 _HOVERS = 60
+_WIDEST_BAR = 80
 _STYLES = 6  # of lines, in the stylesheet
 
 
@@ -42,7 +43,7 @@ def histogram(
         if not count:
             continue
         left, right, top = horizontal.at(low), horizontal.at(high), vertical.at(count)
-        gap = 1 if right - left > 3 else 0
+        gap = max(right - left - _WIDEST_BAR, 1 if right - left > 3 else 0)
         bars.append(
             element(
                 "rect",

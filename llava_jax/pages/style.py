@@ -179,6 +179,7 @@ pre {
   body { max-width: none; padding: 0; font-size: 11pt; }
   nav, #shown, summary { display: none; }
   .row { content-visibility: visible; }
-  .plot, figure, .segment > header { break-inside: avoid; }
+  .plot, figure, .strip, .box, .segment > header { break-inside: avoid; }
+  h2, .strip, .segment > header { break-after: avoid; }
 }
 """

@@ -1,5 +1,6 @@
 """The page of what is trained on: read back, it says what went in."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -68,6 +69,18 @@ def test_tokens_come_out_as_they_went_in():
         "learned: position, id, piece",
         "2\t1009\tyes",
     ]
+
+
+def test_each_segment_has_its_own_name():
+    row = text_row([["a", "b"], ["c", "d"]], [[0, 1], [0, 0]])
+    row = dataclasses.replace(row, segments=[Segment("one", "1"), Segment("two", "2", ["cut"])])
+    first, second = (
+        e.text
+        for e in Reading(page(row)).elements
+        if e.within("article", "segment") and e.tag == "header"
+    )
+    assert first == "segment 1one12 tokenslearned 1, 50.0 %"
+    assert second == "segment 2two22 tokenslearned 0, 0.0 %cut"
 
 
 def test_a_weight_other_than_1_is_told():

@@ -81,6 +81,18 @@ def test_hostile_text_neither_acts_nor_leaves_its_lines(width, colour):
     assert flat.endswith(re.sub("\n", "", pieces))
 
 
+def test_a_bracket_closes_before_the_line_ends():
+    shown = show(text_row([["a", "<0x0A>", "b"]], [[0, 1, 0]]), colour=False, width=80)
+    assert body(shown) == "a⟦↵⟧\nb\n"
+
+
+@pytest.mark.parametrize(("letter", "on_a_line"), [("a", 20), ("a\u0301", 20), ("下", 10)])
+def test_lines_are_filled(letter, on_a_line):
+    shown = show(text_row([[letter * 60]], [[0]]), colour=False, width=20)
+    lines = shown.split("\n")
+    assert lines.count(letter * on_a_line) == 60 // on_a_line
+
+
 def image_row() -> rows.Row:
     batch = fake_batch(rows=1, tokens=48, images=2, tokens_per_image=4, image_size=8, vocab_size=50)
     batch.pixel_RKHW3[0, 0] = 255
@@ -105,8 +117,8 @@ def test_images_are_boxes_and_with_colour_pictures():
     white, red = "\x1b[38;5;231;48;5;231m▀", "\x1b[38;5;196;48;5;196m▀"
     line = white * 24 + "\x1b[0m  " + red * 24 + "\x1b[0m\n"
     assert coloured.count(line) == 12, "24 × 24 pixels, two in each place"
-    narrow = show(row, colour=True, width=30)
-    assert white * 24 + "\x1b[0m\n" in narrow
+    narrow = show(row, colour=True, width=20).split("\n")
+    assert narrow.count(white * 20 + "\x1b[0m") == narrow.count(red * 20 + "\x1b[0m") == 10
 
 
 def test_images_do_not_hide_what_is_learned():
