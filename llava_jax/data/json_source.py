@@ -11,7 +11,7 @@ from llava_jax import files
 from llava_jax.conversation import Refused
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry
-from llava_jax.data.pictures import Roots
+from llava_jax.data.pictures import Images, Roots
 from llava_jax.data.storage import RandomAccessFile
 
 
@@ -22,7 +22,7 @@ class JsonSource:
     id, an entry's number, counted from 0, is its id. Other keys are not looked at.
     """
 
-    def __init__(self, path: str | os.PathLike[str], images: Sequence[str | os.PathLike[str]] = ()):
+    def __init__(self, path: str | os.PathLike[str], images: Images = ()):
         self._file = RandomAccessFile(str(files.path(path)))
         self._roots = Roots(images)
         scan = json_index.Scan(self._file.path)

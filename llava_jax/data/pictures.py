@@ -20,6 +20,10 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
+# Roots of images as they are asked for; one is as good as a list of one.
+Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
 def place_of(name: str) -> str:
     """A picture's name, told to be inside its root. Refused: what leads elsewhere, or nowhere."""
     parts = name.split("/")
@@ -58,7 +62,7 @@ class _Root(Protocol):
 class Roots:
     """Folders and zip files of pictures, in the order in which a name is looked up."""
 
-    def __init__(self, images: Sequence[str | os.PathLike[str]] = ()):
+    def __init__(self, images: Images = ()):
         self._roots = tuple(map(_open_root, root_paths(images)))
         self._forget()
 
@@ -153,8 +157,7 @@ class RootedPicture:
         return next(filter(None, map(self.roots.nearest, self.places)), None)
 
 
-def root_paths(images: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str]:
-    """One path is as good as a list of one."""
+def root_paths(images: Images) -> list[str]:
     if isinstance(images, str | os.PathLike):
         images = (images,)
     return [str(files.path(name)) for name in images]

@@ -16,7 +16,7 @@ from llava_jax import files
 from llava_jax.conversation import IMAGE_TAG, Refused
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry, Picture
-from llava_jax.data.pictures import Roots, root_paths
+from llava_jax.data.pictures import Images, Roots, root_paths
 
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
 PROMPTS = ("QCM-LEPA", "QCM-LEA", "QCM-A", "CQM-A")
@@ -119,7 +119,7 @@ class ScienceQaSource:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        images: Sequence[str | os.PathLike[str]] = (),
+        images: Images = (),
         split: str = "train",
         prompt: str = "QCM-LEPA",
     ):

@@ -1,7 +1,6 @@
 """Opens whatever holds conversations. What it is, is told by what is in it, never by its name."""
 
 import os
-from collections.abc import Sequence
 
 from etils import epath
 
@@ -9,6 +8,7 @@ from llava_jax import files
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry, Picture, Source
 from llava_jax.data.json_source import JsonSource
+from llava_jax.data.pictures import Images
 from llava_jax.data.science_qa import PROBLEMS, SPLITS, ScienceQaSource
 
 __all__ = ["Entry", "Picture", "Source", "open_source"]
@@ -22,7 +22,7 @@ _KINDS = (
 def open_source(
     path: str | os.PathLike[str],
     *,
-    images: Sequence[str | os.PathLike[str]] = (),
+    images: Images = (),
     split: str = "train",
     prompt: str = "QCM-LEPA",
 ) -> Source:
@@ -43,9 +43,7 @@ def open_source(
     return JsonSource(place, images)
 
 
-def _open_folder(
-    place: epath.Path, images: Sequence[str | os.PathLike[str]], split: str, prompt: str
-) -> Source:
+def _open_folder(place: epath.Path, images: Images, split: str, prompt: str) -> Source:
     held = {entry.name for entry in place.iterdir()}
     if {PROBLEMS, SPLITS} <= held:
         return ScienceQaSource(place, images, split, prompt)

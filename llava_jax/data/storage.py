@@ -83,7 +83,9 @@ def list_folder(path: str) -> Mapping[str, bool]:
 
 def seekable(path: str) -> Any:
     """What a zip file is opened by: a local one itself, one in a bucket in pieces of 256 KiB."""
-    return client(path).open(path, "rb", block_size=2**18) if is_remote(path) else path
+    if not is_remote(path):
+        return path
+    return client(path).open(path, "rb", block_size=2**18, cache_type="readahead")
 
 
 class RandomAccessFile:

@@ -29,7 +29,7 @@ from llava_jax.conversation import Refused
 from llava_jax.data import science_qa, storage
 from llava_jax.data.built_source import INSTALL, read_metadata
 from llava_jax.data.entry import Picture, Source
-from llava_jax.data.pictures import root_paths
+from llava_jax.data.pictures import Images, root_paths
 from llava_jax.data.science_qa import ScienceQaSource
 from llava_jax.data.source import open_source
 
@@ -248,7 +248,7 @@ def build(
     builder: str,
     name: str,
     data_dir: str | os.PathLike[str],
-    images: Sequence[str | os.PathLike[str]] = (),
+    images: Images = (),
     split: str = "train",
     shards: int | None = None,
     progress: Progress | None = None,

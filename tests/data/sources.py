@@ -102,7 +102,7 @@ PROBLEM = {
 }
 
 
-def problems(**changed: dict[str, Any]) -> dict[str, Any]:
+def problems(**changed: Any) -> dict[str, Any]:
     """By id: p1, with an image, and p2, without; others as they are changed from p2."""
     made: dict[str, Any] = {"p1": {**PROBLEM, "image": "image.png", "hint": " Use the map. "}}
     made["p2"] = {**PROBLEM, "lecture": "", "split": "val"}

@@ -24,6 +24,7 @@ def folder(tmp_path):
 def said(folder, split, prompt):
     found = ScienceQaSource(folder, (), split, prompt)[0]
     parse(found.conversations, len(found.pictures))
+    assert isinstance(found.conversations, list)
     human, gpt = found.conversations
     assert (human["from"], gpt["from"]) == ("human", "gpt")
     return human["value"], gpt["value"]
