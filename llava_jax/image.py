@@ -203,10 +203,8 @@ def _decode(image: Image.Image, name: str, exif: Exif, max_pixels: int) -> Image
         if image.mode.startswith("I;16"):
             # Pillow would clip, to a white picture. Of 16-bit colours it takes the high byte too.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        if image.mode == "RGB":
-            image.load()
-            return image
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # decoders die in many ways: of bad data, none is a bug of ours
         raise ValueError(f"got {name}: {error}; expected a complete picture") from error
 
