@@ -92,6 +92,12 @@ def test_files_that_are_refused(tmp_path, body, says):
         c.load(str(tmp_path / "run.py"))
 
 
+def test_a_whole_number_where_any_will_do(tmp_path):
+    (tmp_path / "run.py").write_text("def get_config(): return {'data': {'max_bad_fraction': 0}}")
+    fraction = c.load(str(tmp_path / "run.py")).data.max_bad_fraction
+    assert (type(fraction), fraction) == (float, 0)
+
+
 def test_a_file_that_is_missing():
     with pytest.raises(ValueError, match="got config nowhere.py, expected a file"):
         c.load("nowhere.py:v1")

@@ -24,6 +24,7 @@ def folder_of_a_reader(tmp_path_factory) -> Path:
     checkpoints.clip(folder / "clip-vit-large-patch14-336")
     checkpoints.llama(folder / "vicuna-7b-v1.5")
     Image.new("RGB", (90, 60), "orange").save(folder / "photo.jpg")
+    (folder / "configs").symlink_to(CHECKOUT / "configs")
     return folder
 
 
@@ -39,11 +40,15 @@ def test_the_readmes_examples_run(folder_of_a_reader, monkeypatch):
 def test_the_readmes_commands_run(folder_of_a_reader, monkeypatch):
     import_torch()  # --verify compares with it
     monkeypatch.chdir(folder_of_a_reader)
-    commands = re.findall(r"^python launch/(\w+)\.py (.*)$", README, re.MULTILINE)
-    assert len(commands) >= 4
+    commands = re.findall(r"^python (-m \S+|launch/\w+\.py) (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 7
     for verb, arguments in commands:
+        verb = verb.removeprefix("-m ").removesuffix(".py").replace("/", ".")
+        if not verb.startswith("launch."):
+            verb, arguments = f"{verb}.__main__", f"{arguments} --scenes 40"
         monkeypatch.setattr(sys, "argv", [verb, *shlex.split(arguments)])
-        importlib.import_module(f"launch.{verb}").main()
+        importlib.import_module(verb).main()
+    assert Path("rows.html").stat().st_size > 10_000
 
 
 def test_the_readmes_tree_is_the_real_one():
@@ -55,7 +60,7 @@ def test_the_readmes_tree_is_the_real_one():
         for path in (CHECKOUT / folder).iterdir()
         if not path.name.startswith("_")
     }
-    top = {"llava_jax/", "launch/", "benchmarks/", "tests/", "docs/"}
+    top = {"llava_jax/", "configs/", "launch/", "benchmarks/", "tests/", "docs/"}
     assert told - {"layers.py"} == real - {"layers.py"} | top, "the README's tree has drifted"
 
 

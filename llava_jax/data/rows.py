@@ -16,8 +16,8 @@ import numpy as np
 from llava_jax import tokenizer
 from llava_jax.batch import PADDING, TEXT, Batch
 from llava_jax.data.dataset import Dataset
-from llava_jax.data.examples import Example
 from llava_jax.data.entry import Entry
+from llava_jax.data.examples import Example
 
 
 @dataclasses.dataclass(frozen=True)
