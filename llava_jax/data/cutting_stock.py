@@ -15,6 +15,7 @@ machine.
 Letters: I kinds, C room for tokens + 1, M room for images + 1, P patterns of the pool.
 """
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -82,24 +83,25 @@ class _Program:
     def __init__(self, kinds: Kinds, price_I: np.ndarray):
         size = len(kinds.count_I)
         self._seen: set[tuple[int, ...]] = set()
-        # By number of kinds, the longest first: then each place is a slice of the pool.
-        self._pool: list[tuple[int, ...]] = []
-        self._places: list[np.ndarray] = []
+        # Patterns, plain and counted, those of most kinds first: then each place (the first kind,
+        # the second, …, and how often) is a slice of the pool.
+        self._pool: list[tuple[tuple[int, ...], list[tuple[int, int]]]] = []
+        self._places: list[tuple[np.ndarray, np.ndarray]] = []
 
         self.basis: list[tuple[int, ...]] = []
         self.times_I = np.zeros(size)
         self.price_I = np.zeros(size)
         self._inverse_II = np.zeros((size, size))
-        used_by: list[list[int]] = [[] for _ in range(size)]
+        used_by: list[list[tuple[int, int]]] = [[] for _ in range(size)]
         for number, (pattern, times, used_up) in enumerate(_one_by_one(kinds, price_I)):
             # What a pattern uses up stands in none of the later ones: a triangle is inverted.
             row_I = self._inverse_II[number]
             row_I[used_up] = 1
-            for earlier in used_by[used_up]:
-                row_I -= self._inverse_II[earlier]
+            for earlier, often in used_by[used_up]:
+                row_I -= self._inverse_II[earlier] * often
             row_I /= pattern.count(used_up)
-            for kind in pattern:
-                used_by[kind].append(number)
+            for kind, often in _counted(pattern):
+                used_by[kind].append((number, often))
             self.basis.append(pattern)
             self.times_I[number] = times
             self.price_I += row_I
@@ -111,26 +113,28 @@ class _Program:
     def add(self, patterns: Iterator[tuple[int, ...]]) -> None:
         new = sorted(set(patterns) - self._seen)
         self._seen.update(new)
-        self._pool = sorted(self._pool + new, key=len, reverse=True)
+        counted = [(pattern, _counted(pattern)) for pattern in new]
+        self._pool = sorted(self._pool + counted, key=lambda entry: -len(entry[1]))
         self._places = []
         size = len(self._pool)
-        for place in range(len(self._pool[0])):
-            while len(self._pool[size - 1]) <= place:
+        for place in range(len(self._pool[0][1])):
+            while len(self._pool[size - 1][1]) <= place:
                 size -= 1
-            self._places.append(np.array([pattern[place] for pattern in self._pool[:size]]))
+            held = np.array([counted[place] for _, counted in self._pool[:size]])
+            self._places.append((held[:, 0], held[:, 1]))
 
     def pivot(self) -> bool:
         """Takes the dearest pattern of the pool into use; False when none costs over a row."""
-        worth_P = self.price_I[self._places[0]]
-        for place_P in self._places[1:]:
-            worth_P[: len(place_P)] += self.price_I[place_P]
+        worth_P = np.zeros(len(self._pool))
+        for kind_P, times_P in self._places:
+            worth_P[: len(kind_P)] += self.price_I[kind_P] * times_P
         best = int(worth_P.argmax())
         if worth_P[best] < 1 + 1e-7:
             return False
-        entering = self._pool[best]
-        change_I = self._inverse_II[:, entering[0]].copy()
-        for kind in entering[1:]:
-            change_I += self._inverse_II[:, kind]
+        entering, counted = self._pool[best]
+        change_I = np.zeros(len(self.times_I))
+        for kind, times in counted:
+            change_I += self._inverse_II[:, kind] * times
         falls_I = change_I > 1e-9
         lasts_I = np.full(len(change_I), np.inf)
         np.divide(self.times_I, change_I, out=lasts_I, where=falls_I)
@@ -145,6 +149,10 @@ class _Program:
         self._inverse_II[leaving] = row_I
         self.basis[leaving] = entering
         return True
+
+
+def _counted(pattern: tuple[int, ...]) -> list[tuple[int, int]]:
+    return sorted(collections.Counter(pattern).items())
 
 
 def _one_by_one(kinds: Kinds, price_I: np.ndarray) -> Iterator[tuple[tuple[int, ...], float, int]]:

@@ -13,6 +13,7 @@ lengths, R rows, R1 rows + 1, S seats (a place in a row).
 
 import dataclasses
 import hashlib
+import io
 import os
 import zipfile
 import zlib
@@ -30,7 +31,8 @@ PACKER = 1
 _MOST_GROUPS = 512
 _FINEST = 512  # pieces of a row
 # With fewer conversations to a group, most rows would be fractions.
-_CONVERSATIONS_OF_A_GROUP = 16
+_CONVERSATIONS_OF_A_GROUP = 32
+_NEAR = 1.005  # of the rows that the tokens would fill; the grid costs as much
 _COARSEST = 16  # pieces; a coarser grid wastes more than it finds
 
 
@@ -142,25 +144,17 @@ def save(plan: Plan, file: str | os.PathLike[str]) -> None:
 
 def load(file: str | os.PathLike[str]) -> Plan:
     damaged = f"{file} is damaged or no packing plan; remove it, and the plan is made again"
-    with files.path(file).open("rb") as opened:
-        try:
-            with zipfile.ZipFile(opened) as archive:  # type: ignore[arg-type]
-                # Before NumPy reads it: a damaged header breaks its parser in many ways.
-                if archive.testzip() is not None:
-                    raise ValueError(damaged)
-            opened.seek(0)
-            with np.load(opened, allow_pickle=False) as arrays:
-                plan = Plan(arrays["example_N"], arrays["start_R1"])
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            KeyError,
-            ValueError,
-            NotImplementedError,
-            RuntimeError,
-        ) as error:
-            raise ValueError(damaged) from error
+    data = io.BytesIO(files.path(file).read_bytes())
+    try:
+        with zipfile.ZipFile(data) as archive:
+            # Before NumPy reads it: a damaged header breaks its parser in many ways.
+            if archive.testzip() is not None:
+                raise ValueError(damaged)
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as arrays:
+            plan = Plan(arrays["example_N"], arrays["start_R1"])
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(damaged) from error
     if not _is_whole(plan):
         raise ValueError(damaged)
     return plan
@@ -241,16 +235,28 @@ class _Layout(NamedTuple):
 
 
 def _lay_out(lengths: _Lengths) -> _Layout:
-    """The fewest rows of two ways: best mixtures, and longest first alone."""
-    none = np.zeros(0, np.int64)
-    row_S, rows = _best_fit(lengths, lengths.count_L, none, none)
-    layout = _Layout(rows, np.zeros_like(lengths.count_L), none, lengths.count_L, row_S)
+    """The fewest rows of several ways: longest first by two measures, and best mixtures."""
     fewest = -(-int((lengths.count_L * lengths.tokens_L).sum()) // lengths.row_tokens)
-    if rows > fewest and (grain := _grain(lengths)):
-        mixed = _mix(lengths, grain)
-        if mixed.rows < rows:
-            return mixed
+    none = np.zeros(0, np.int64)
+    layouts = []
+    for order in _longest_first(lengths):
+        row_S, rows = _best_fit(lengths, order, lengths.count_L, none, none)
+        layouts.append(_Layout(rows, np.zeros_like(order), none, lengths.count_L, row_S))
+    layout = min(layouts, key=lambda layout: layout.rows)
+    if layout.rows > _NEAR * fewest and (grain := _grain(lengths)):
+        layout = min(layout, _mix(lengths, grain), key=lambda layout: layout.rows)
     return layout
+
+
+def _longest_first(lengths: _Lengths) -> list[np.ndarray]:
+    """By tokens; where image slots may run out, also by the larger part of a row."""
+    by_tokens = np.lexsort((-lengths.images_L, -lengths.tokens_L))
+    if not lengths.row_images:
+        return [by_tokens]
+    share_L = np.maximum(
+        lengths.tokens_L * lengths.row_images, lengths.images_L * lengths.row_tokens
+    )
+    return [np.lexsort((-lengths.tokens_L, -share_L)), by_tokens]
 
 
 def _grain(lengths: _Lengths) -> int:
@@ -315,14 +321,24 @@ def _round(
     shorter_L = np.cumsum(count_L) - count_L - start_G[group_L[order_L]]
     alone_L = np.zeros_like(count_L)
     alone_L[order_L] = np.clip(left_G[group_L[order_L]] - shorter_L, 0, count_L)
-    alone_row_S, rows = _best_fit(lengths, alone_L, np.concatenate(room_R), np.concatenate(slots_R))
+    alone_row_S, rows = _best_fit(
+        lengths,
+        _longest_first(lengths)[0],
+        alone_L,
+        np.concatenate(room_R),
+        np.concatenate(slots_R),
+    )
     return _Layout(rows, group_L, np.concatenate(seat_row)[by_group], alone_L, alone_row_S)
 
 
 def _best_fit(
-    lengths: _Lengths, count_L: np.ndarray, room_R: np.ndarray, slots_R: np.ndarray
+    lengths: _Lengths,
+    order_L: np.ndarray,
+    count_L: np.ndarray,
+    room_R: np.ndarray,
+    slots_R: np.ndarray,
 ) -> tuple[np.ndarray, int]:
-    """Longest first, each in the row that it fills best, else in a new one.
+    """In this order, each in the row that it fills best, else in a new one.
 
     room_R, slots_R: tokens and images that rows already begun still have. The rows, for each length
     one after the other, and how many rows there are then.
@@ -339,8 +355,7 @@ def _best_fit(
         leave(room, images, [row])
     rows = len(room_R)
     seats: list[list[int]] = [[] for _ in count_L]
-    share_L = np.maximum(lengths.tokens_L * max(slots, 1), lengths.images_L * most)
-    for length in np.lexsort((-lengths.tokens_L, -share_L)).tolist():
+    for length in order_L.tolist():
         tokens, images = int(lengths.tokens_L[length]), int(lengths.images_L[length])
         left = int(count_L[length])
         while left:
