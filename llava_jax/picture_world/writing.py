@@ -43,8 +43,7 @@ def write(
         raise ValueError(f"got size {size}, expected 32 to 1024 pixels: below, shapes blur")
     with files.fresh_folder(folder) as out:
         world = _World(out, scenes, size, seed)
-        with cli.Progress(world.pictures, "drawing", "pictures") as progress:
-            world.progress = progress
+        with world.progress:
             for split in SPLITS:
                 world.write_split(split)
             for split in SPLITS:
@@ -56,8 +55,6 @@ def write(
 class _World:
     """One writing of the world: where to, how much, and what has been written."""
 
-    progress: cli.Progress
-
     def __init__(self, out: os.PathLike[str], scenes: int, size: int, seed: int):
         self._out, self._size, self._seed = files.path(out), size, seed
         held_out = max(scenes // 10, 10)
@@ -67,11 +64,12 @@ class _World:
         }
         problems = range(1, max(scenes // 4, _LEAST_PROBLEMS) + 1)
         self._problems = {str(number): self._problem(number) for number in problems}
-        self.pictures = (
+        pictures = (
             sum(self._scenes.values())
             + 2 * sum(self._pairs.values())
             + sum(1 for problem in self._problems.values() if problem.scene)
         )
+        self.progress = cli.Progress(pictures, "drawing", "pictures")
         self.written: list[Written] = []
 
     def write_split(self, split: str) -> None:
