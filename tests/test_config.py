@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import runpy
 
 import pytest
@@ -137,6 +138,15 @@ def test_the_configs_of_the_project(name):
     assert data.conversation_tokens <= batch.tokens
     # More slots than its tokens could hold would cost the vision tower for nothing.
     assert batch.images <= batch.tokens // (data.image_size // data.patch_size) ** 2
+
+
+@pytest.mark.parametrize("section", [c.Config, c.Data, c.Batch, c.Source])
+def test_every_field_is_read_by_some_code(section):
+    """An option that nothing reads would be obeyed by nobody."""
+    paths = [*(CHECKOUT / "llava_jax").rglob("*.py"), *(CHECKOUT / "launch").glob("*.py")]
+    code = "\n".join(path.read_text() for path in paths if path.name != "config.py")
+    for field in dataclasses.fields(section):
+        assert re.search(rf"\.{field.name}\b", code), field.name
 
 
 def test_the_default_is_the_paper():

@@ -10,6 +10,7 @@ from llava_jax.config import Source
 from llava_jax.data import preparation
 from llava_jax.data.dataset import differences, open_dataset
 from tests.data import small
+from tests.tiny_tokenizer import write_tokenizer
 
 
 def test_lengths_are_counted_once(tmp_path, monkeypatch):
@@ -145,6 +146,16 @@ def test_the_fingerprint_knows_the_data_and_the_tokenizer_but_not_where_they_lie
     file.write_text(json.dumps({**settings, "legacy": True}))
     (difference,) = differences(first.fingerprint, open_dataset(config).fingerprint)
     assert difference.startswith("tokenizer: ")
+
+
+def test_another_vocabulary_with_the_same_special_tokens(tmp_path):
+    config = small.write(tmp_path)
+    digests = set()
+    for size in (512, 600):
+        write_tokenizer(tmp_path / "tokenizer", vocab_size=size)
+        (tmp_path / "tokenizer/added_tokens.json").unlink(missing_ok=True)
+        digests.add(open_dataset(config).digest)
+    assert len(digests) == 2
 
 
 def test_fingerprints_survive_json(tmp_path):
