@@ -103,10 +103,6 @@ class RandomAccessFile:
         status = os.stat(self.path)
         return status.st_size, status.st_mtime_ns
 
-    @property
-    def size(self) -> int:
-        return self._version[0]
-
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._descriptor: int | None = None

@@ -27,7 +27,7 @@ ENTRIES: list[Any] = [
     {"id": "empty", "image": "empty.gif", "conversations": TURNS},
     {"id": "\ud800 half", "image": "", "conversations": TALK},
     {"id": "half", "conversations": [{"from": "human", "value": "\udc00"}]},
-    {"id": "more keys", "conversations": [{"from": "human", "value": "x", "weight": 1}]},
+    {"id": "more keys", "conversations": [{"from": "human", "value": "x", "weight": "1"}]},
     {"id": "odd", "conversations": [["human", "x"], None, 1.5]},
     {"id": "not turns", "conversations": "hello"},
     {"id": "no turns", "conversations": []},

@@ -135,6 +135,7 @@ def test_refused(tmp_path, entry, kind):
         ('["a", [' + "9" * 5000 + "]]", 6, 1, 1, "4300 digits"),
         ("[0, " + "[" * 10**5, 4, 1, 1, "recursion"),
         ('{"a": 1}\n{"b": nul}\n', 15, 2, 1, "Expecting value"),
+        ('{"a": 1}\n{"é中": nul}\n', 19, 2, 1, "Expecting value"),
         ('{"a": 1}\n\n{"b": 1} {"c": 2}', 19, 3, 1, "Extra data"),
         ('{"a": 1}\n{"b": -Infinity}', 9, 2, 1, "-Infinity is not JSON"),
     ],
@@ -149,13 +150,13 @@ def test_broken(tmp_path, monkeypatch, chunk, text, byte, line, entry, reason):
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize("chunk", [5, 2**22])
-@pytest.mark.parametrize("text", [b'["a", "b\xff"]', b'{"a": 1}\n{"b\xff": 1}'])
+@pytest.mark.parametrize("chunk", [5, 8, 2**22])  # with 8, a letter is cut in front of the fault
+@pytest.mark.parametrize("text", [b'["a", "\xc3\xa9b\xff"]', b'{"a": 1}\n{"b\xff": 1}'])
 def test_not_utf8(tmp_path, monkeypatch, chunk, text):
     monkeypatch.setattr(json_index, "_CHUNK_BYTES", chunk)
     file = tmp_path / "a"
     file.write_bytes(text)
-    byte = text.index(b"b") + 1
+    byte = text.index(b"\xff")
     with pytest.raises(ValueError, match=rf"at byte {byte} .*entry 1 .*not UTF-8"):
         JsonSource(file)
 
@@ -204,5 +205,10 @@ def test_a_file_that_changes(tmp_path):
     os.utime(file, ns=(1, 1))
     with pytest.raises(ValueError, match="changed since it was opened"):
         source[1]
+    with pytest.raises(ValueError, match="changed since it was opened"):
+        pickle.loads(elsewhere)[0]
+    # As long as before, and JSON at the same places.
+    file.write_text('[{"id": "c"}, {"id": "d"}]')
+    os.utime(file, ns=(2, 2))
     with pytest.raises(ValueError, match="changed since it was opened"):
         pickle.loads(elsewhere)[0]

@@ -11,7 +11,7 @@ import pytest
 
 from llava_jax.conversation import Refused
 from llava_jax.data import storage
-from llava_jax.data.pictures import Roots, place_of
+from llava_jax.data.pictures import Roots, _ZipRoot, place_of
 from tests.data.sources import PICTURES, write_pictures, write_zip
 
 CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
@@ -241,6 +241,15 @@ def test_threads_processes_and_pickles(root):
     for child in children:
         child.join()
     assert [child.exitcode for child in children] == [0, 0]
+
+
+def test_a_process_opens_a_zip_itself(tmp_path, monkeypatch):
+    (root,) = Roots([write_zip(tmp_path / "images.zip")])._roots
+    assert isinstance(root, _ZipRoot)
+    archive = root._opened()
+    assert root._opened() is archive
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert root._opened() is not archive
 
 
 def _read_all(roots, names):
