@@ -5,7 +5,8 @@
     {split}/000000000001.png, …002.jpg, …   pictures; splits: train, dev, test, unseen_pairs
     annotations/captions_{split}.json       COCO's layout, five captions a picture
     annotations/instances_{split}.json      boxes [x, y, width, height], categories, colours
-    llava_pretrain.json                     stage 1, from train: every picture with every caption
+    llava_pretrain.json                     stage 1, from train: every picture with every caption;
+                                            ids end in 1 to 5, and 1 names all there is
     llava_pretrain_{split}.json             the same of dev, test, unseen_pairs, for their loss
     llava_instruct.json                     stage 2, from train: ids end in -conversation, -detail
                                             or -reasoning
@@ -20,4 +21,6 @@ Images are named relative to DIR, in COCO's files relative to the split's folder
 arrangements that train has not; unseen_pairs has colour-shape pairs that no other picture or text
 has. two_way marks questions with two possible answers, where a blind guess is right half the time.
 Texts are lower case; only signs are read in capitals.
+
+In Python: scenes.scene(seed, split, index), drawing.draw(scene, size), writing.write(folder, …).
 """

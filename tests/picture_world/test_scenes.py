@@ -92,6 +92,8 @@ def test_two_scenes_to_compare_differ_as_said():
         new = set(pair.second.things) - set(pair.first.things)
         assert gone == {pair.before} - {None}
         assert new == {pair.after} - {None}
+        assert pair.first.shapes
+        assert pair.second.shapes  # a lone sign would leave little to ask or to see
         kinds[pair.kind, bool(gone), bool(new)] += 1
         if pair.before and pair.after:
             attributes = ("shape", "colour", "size", "cell", "shift", "text")
