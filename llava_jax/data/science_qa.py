@@ -1,6 +1,6 @@
 """ScienceQA as a source: problems.json, pid_splits.json and images/{split}/{pid}/image.png.
 
-A problem is put to the model, and answered, in one of four ways: in front of the dash the question
+A problem is put to the model, and answered, in one of five ways: in front of the dash the question
 (Q question, C context, M choices, in this order), behind it the answer (L lecture, E or P solution,
 A answer). The words are those that released weights were trained with.
 """
@@ -19,7 +19,7 @@ from llava_jax.data.entry import Entry, Picture
 from llava_jax.data.pictures import Images, Roots, root_paths
 
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
-PROMPTS = ("QCM-LEPA", "QCM-LEA", "QCM-A", "CQM-A")
+PROMPTS = ("QCM-LEPA", "QCM-LEA", "QCM-ALE", "QCM-A", "CQM-A")
 
 # Of a problem, as it is kept in a built data set. All are texts; `choices` and `answer` are not.
 TEXTS = "question hint lecture solution grade subject topic category skill split".split()
@@ -83,6 +83,8 @@ def conversation_of(problem: Problem, prompt: str) -> list[dict[str, str]]:
         gpt += f"###\nANSWER: {letter}."
     elif answered == "LEA":
         gpt = f"Answer: {lecture} {solution} The answer is {letter}."
+    elif answered == "ALE":  # the paper's ablation: the answer before its reasons
+        gpt = f"Answer: The answer is {letter}. BECAUSE: {lecture} {solution}"
     else:
         gpt = f"Answer: The answer is {letter}."
     gpt = _without("Answer: ", _tidy(gpt))

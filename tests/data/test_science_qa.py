@@ -37,6 +37,8 @@ def test_prompts(folder):
         f"LECTURE: {lecture}\nSOLUTION: {solution}\n###\nANSWER: B.",
     )
     assert said(folder, "train", "QCM-LEA") == (QCM, f"{lecture} {solution} The answer is B.")
+    because = f"The answer is B. BECAUSE: {lecture} {solution}"
+    assert said(folder, "train", "QCM-ALE") == (QCM, because)
     assert said(folder, "train", "QCM-A") == (QCM, "The answer is B.")
     assert said(folder, "val", "CQM-A") == (CQM, "The answer is B.")
     # Without a lecture its word is left out too.
