@@ -42,6 +42,5 @@ def test_a_gradient_on_packed_rows_is_that_on_one_conversation_a_row(tmp_path):
     np.testing.assert_allclose(packed_loss, single_loss, rtol=1e-6)
     for path, leaf in jax.tree.leaves_with_path(single):
         mine = functools.reduce(lambda tree, step: tree[step.key], path, packed)
-        np.testing.assert_allclose(
-            mine, leaf, rtol=0, atol=1e-6 * float(abs(leaf).max()), err_msg=str(path)
-        )
+        # Measured worst 5.1e-7: the sums over tokens run in another order.
+        assert np.linalg.norm(mine - leaf) <= 1e-6 * np.linalg.norm(leaf), path
