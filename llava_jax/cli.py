@@ -1,8 +1,8 @@
 """What every verb shares: errors in one line with an exit code, `--help` with an example, progress.
 
 Exit codes: 0 done, 2 something the user can mend (one line on stderr), 130 interrupted, 143
-terminated, 1 a bug (its traceback is kept). LLAVA_JAX_TRACEBACK=1 shows the traceback of every
-error.
+terminated, 141 when nobody reads on (`| head`), 1 a bug (its traceback is kept).
+LLAVA_JAX_TRACEBACK=1 shows the traceback of every error.
 """
 
 import argparse
@@ -47,6 +47,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = 128 + ended_by["signal"]
         # Libraries may still work in threads of C++, which abort when Python is taken apart.
         atexit.register(_leave, code)
+    except BrokenPipeError:
+        # Whoever read the output, `head` perhaps, has seen enough. What is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
             raise

@@ -35,6 +35,20 @@ def interrupted():
     raise KeyboardInterrupt
 
 
+def test_a_reader_who_has_seen_enough():
+    code = (
+        "from llava_jax import cli; cli.run(lambda: [print('x' * 999) for _ in range(9999)] and 0)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_success(capsys):
     assert exit_of(lambda: None) == 0
     assert exit_of(lambda: 3) == 3

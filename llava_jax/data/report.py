@@ -72,15 +72,15 @@ def findings(dataset: Dataset) -> Mapping[str, Findings]:
 def steps(dataset: Dataset, schedule: Schedule) -> list[tuple[str, str]]:
     """How conversations fall into rows, and rows into steps."""
     batch = dataset.config.batch
-    plan = schedule.plans[0]
+    plan, epochs = schedule.plans[0], len(schedule.plans)
     real = int(dataset.tokens_N.sum(dtype=np.int64))
-    per_step = len(dataset) / (len(schedule) / len(schedule.plans))
+    per_step = len(dataset) / (len(schedule) / epochs)
     how = "packed, each blind to the others" if batch.pack else "one conversation a row"
     return [
         ("rows", f"{len(plan):,} of {batch.tokens} tokens and {batch.images} images, {how}"),
         ("filled", f"{real / (len(plan) * batch.tokens):.2%} of the rows' tokens are real"),
         ("a step", f"{schedule.rows_per_step} rows, {per_step:.1f} conversations on average"),
-        ("steps", f"{len(schedule):,} in {len(schedule.plans)} epochs"),
+        ("steps", f"{len(schedule):,} in {epochs} epoch{'s' * (epochs > 1)}"),
         ("fingerprint", dataset.digest[:16]),
     ]
 
