@@ -1,8 +1,9 @@
 """How well, how fast and in how much memory the packing plan fills rows.
 
 Compares ours with longest-first best fit in windows (as streaming packers do), one conversation a
-row padded to the row, and the reference's groups of like length, each micro-batch padded to its
-longest (the one whose shapes change from step to step). Beside it stands a bound that no packing
+row padded to the row, and steps of like length padded to the longest of the step or of a device,
+whose shapes change from step to step: the reference deals a step out so that every device has as
+many tokens, which leaves each some of the longest. Beside it stands a bound that no packing
 can beat: prices of lengths under which no mixture that fits costs over a row, found by a linear
 program of SciPy and checked by dynamic programming over every length.
 
@@ -13,10 +14,12 @@ are less than 96 % full, or a plan takes over 60 s or 2 GiB.
 import argparse
 import bisect
 import dataclasses
+import heapq
 import json
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +83,10 @@ def main() -> int:
     problems = []
     for row_tokens, row_images in ((4096, 8), (4096, 4), (2048, 4)):
         print(f"\nrows of {row_tokens} tokens and {row_images} images")
-        print(f"{'':<40} {'rows':>8} {'fill %':>7} {'held':>12}  cost")
+        print(f"{'':<53} {'rows':>8} {'fill %':>7} {'held':>12}  cost")
         for line in _compare(tokens, images, row_tokens, row_images, problems):
             print(
-                f"{line.way:<40} {line.rows:>8} {100 * line.fill:>7.2f} {line.held:>12}  "
+                f"{line.way:<53} {line.rows:>8} {100 * line.fill:>7.2f} {line.held:>12}  "
                 f"{line.cost}",
                 flush=True,
             )
@@ -94,6 +97,9 @@ def main() -> int:
 
 def _lengths(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     if args.lengths:
+        with open(args.lengths, "rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError(f"got {args.lengths}, which is no .npz; expected one of lengths")
         stored = np.load(args.lengths)
         if missing := {"text_tokens", "images"} - set(stored):
             raise ValueError(
@@ -129,14 +135,20 @@ def _compare(
         rows = _best_fit_in_windows(tokens, images, row_tokens, row_images, window)
         lines.append(Line(f"best fit in windows of {window:,}", rows, area / rows))
     if row_tokens == LONGEST:
-        lines.append(Line("one a row, padded to the row", len(tokens), area / len(tokens)))
-        for name, together in (("micro-batch", MICRO_BATCH), ("step", STEP)):
-            order = packing.one_a_row(
-                tokens, images, group_of=STEP, grouped=True, seed=0, epoch=0
-            ).example_N
-            padded = _padded_to_longest(tokens[order], together)
-            way = f"one a row, padded to the {name}'s longest"
-            lines.append(Line(way, len(tokens), tokens.sum() / padded))
+        order = packing.one_a_row(
+            tokens, images, group_of=STEP, grouped=True, seed=0, epoch=0
+        ).example_N
+        dealt = np.concatenate(
+            [_dealt(tokens[order[begin : begin + STEP]]) for begin in range(0, len(order), STEP)]
+        )
+        for way, together, of in (
+            ("the row", 1, np.full(len(order), row_tokens)),
+            ("the longest of the step", STEP, tokens[order]),
+            ("that of a device, dealt evenly", MICRO_BATCH, dealt),
+            ("that of a device, sorted", MICRO_BATCH, tokens[order]),
+        ):
+            padded = _padded_to_longest(of, together)
+            lines.append(Line(f"one a row, padded to {way}", len(tokens), tokens.sum() / padded))
     return lines
 
 
@@ -181,6 +193,20 @@ def _best_fit_in_windows(
                 rows += 1
             bisect.insort(begun, (room - size, free - pictures))
     return rows
+
+
+def _dealt(tokens: np.ndarray) -> np.ndarray:
+    """A step as the reference spreads it: the next longest goes to the device with the least."""
+    if len(tokens) < STEP:
+        return tokens
+    devices: list[list[int]] = [[] for _ in range(STEP // MICRO_BATCH)]
+    waiting = [(0, number) for number in range(len(devices))]
+    for size in tokens.tolist():
+        held, number = heapq.heappop(waiting)
+        devices[number].append(size)
+        if len(devices[number]) < MICRO_BATCH:
+            heapq.heappush(waiting, (held + size, number))
+    return np.concatenate(devices)
 
 
 def _padded_to_longest(tokens: np.ndarray, together: int) -> int:

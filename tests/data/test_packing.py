@@ -1,6 +1,7 @@
 """The packing plan: every conversation once, limits held, few rows, the same for ever."""
 
 import hashlib
+import io
 import itertools
 import math
 
@@ -302,7 +303,16 @@ def test_damaged_files_are_refused(tmp_path):
     whole = file.read_bytes()
     refused = 0
     rng = np.random.default_rng(0)
-    damaged = [b"", b"<html>", whole[:10], whole[: len(whole) // 2], whole[:-1]]
+    one_array = io.BytesIO()
+    np.save(one_array, plan.example_N)
+    damaged = [
+        one_array.getvalue(),
+        b"",
+        b"<html>",
+        whole[:10],
+        whole[: len(whole) // 2],
+        whole[:-1],
+    ]
     for place in rng.integers(0, len(whole), 200):
         damaged.append(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
     for data in damaged:
