@@ -35,6 +35,8 @@ _CONVERSATIONS_OF_A_GROUP = 32
 _NEAR = 1.005  # of the rows that the tokens would fill; the grid costs as much
 _COARSEST = 16  # pieces; a coarser grid wastes more than it finds
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, RuntimeError)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -148,15 +150,7 @@ def load(file: str | os.PathLike[str]) -> Plan:
     try:
         with np.load(data, allow_pickle=False) as arrays:  # TypeError: one array, not a zip
             plan = Plan(arrays["example_N"], arrays["start_R1"])
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
+    except _DAMAGE as error:
         raise ValueError(damaged) from error
     if not _is_whole(plan):
         raise ValueError(damaged)
