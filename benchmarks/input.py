@@ -6,8 +6,8 @@ in each round the best of either side is compared. What they deliver differs on 
 bytes, which the model normalises on the device; theirs normalised float32, four times as large.
 The pixels are compared before anything is timed.
 
-Then 10,000 pictures go through our loader, and its memory must stay where it was. Exit code 1 if
-memory grows, or if ours is less than 1.5 times as fast.
+Before that, 10,000 pictures go through our loader, and its memory must stay where it was. Exit
+code 1 if memory grows, or if ours is less than 1.5 times as fast.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -70,9 +69,6 @@ class Took(NamedTuple):
 
 def main() -> int:
     args = _parse()
-    if args.memory_of:
-        _print_memory([Path(line) for line in sys.stdin.read().splitlines()], args.size)
-        return 0
     _check_peer()
     with contextlib.ExitStack() as stack:
         if args.images is None:
@@ -84,10 +80,9 @@ def main() -> int:
         files = _files(folder)
         size = sum(file.stat().st_size for file in files) / len(files)
         print(f"{len(files)} files of {size / 1e3:.0f} kB, {args.size} px, {_machine()}")
-        problems = []
+        problems = _watch_memory(files, args.size)
         for mode in MODES:
             problems += _compare(files, ImageProcessing(mode, args.size), args.rounds)
-        problems += _watch_memory(files, args.size)
     for problem in problems:
         print(f"FAILED: {problem}")
     return 1 if problems else 0
@@ -98,7 +93,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--images", help="a folder of pictures; by default some are drawn")
     parser.add_argument("--size", type=int, default=336, help="of the tower's pictures")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way is timed")
-    parser.add_argument("--memory-of", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -332,36 +326,27 @@ def _report(mode: Mode, ways: Sequence[Way], took: dict[str, list[Took]], count:
 
 
 def _watch_memory(files: Sequence[Path], size: int) -> list[str]:
-    """In a process of its own: a peak only grows, and what torch takes would hide ours."""
-    _say(f"reading {_MARKS[-1]} pictures")
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory-of", "--size", str(size)],
-        input="\n".join(map(str, files)),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    peaks = [float(line) for line in done.stdout.split()]
+    """Half the pictures cropped, half padded. Before torch is there: its peak would hide ours."""
+    reads = [functools.partial(_read, ImageProcessing(mode, size)) for mode in MODES]
+    batches = itertools.cycle(_batches(files))
+    kib = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes
+    seen, peaks = 0, []
+    with (
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+        cli.Progress(_MARKS[-1], "watching memory", "pictures") as progress,
+    ):
+        for mark in _MARKS:
+            while seen < mark:
+                for read in reads:
+                    for batch in _ahead(pool, read, itertools.islice(batches, 4), 2):
+                        seen += len(batch)
+                        progress.advance(len(batch))
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kib / 1024)
     told = ", ".join(f"{peak:.1f} after {mark:,}" for mark, peak in zip(_MARKS, peaks, strict=True))
-    print(f"\nMiB at the peak, two threads: {told}")
+    print(f"MiB at the peak, two threads: {told}")
     if peaks[-1] - peaks[0] > MOST_MIB:
         return [f"memory grew from {peaks[0]:.0f} to {peaks[-1]:.0f} MiB, expected it to stay"]
     return []
-
-
-def _print_memory(files: Sequence[Path], size: int) -> None:
-    """Peaks at _MARKS pictures, half of them cropped, half padded."""
-    modes = [functools.partial(_read, ImageProcessing(mode, size)) for mode in MODES]
-    batches = itertools.cycle(_batches(files))
-    seen = 0
-    kib = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        for mark in _MARKS:
-            while seen < mark:
-                for read in modes:
-                    some = list(itertools.islice(batches, 4))
-                    seen += sum(map(len, _ahead(pool, read, some, 2)))
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kib / 1024)
 
 
 def _machine() -> str:
