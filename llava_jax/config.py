@@ -93,8 +93,8 @@ class Config:
     batch: Batch = Batch()
 
 
-def defaults() -> ConfigDict:
-    """Every field with its default, for a config file to fill in. New keys are refused."""
+def defaults() -> Any:
+    """A ConfigDict: every field with its default, for a config file to fill in. New keys are refused."""
     return _to_dict(Config())
 
 

@@ -52,6 +52,14 @@ def test_what_is_shown_is_what_is_learned(tmp_path):
     assert [segment.example for segment in shown.segments] == [s.id for s in first.segments[0]]
 
 
+def test_empty_rows_are_not_shown(tmp_path):
+    dataset = open_dataset(small.write(tmp_path))
+    steps = schedule(dataset)
+    assert len(steps.plans[0]) % steps.rows_per_step, "choose other sizes: no row is empty"
+    shown = list(inspect_data.some_rows(dataset, steps, 0, 1000))
+    assert [row.number for row in shown] == list(range(len(steps.plans[0])))
+
+
 def test_a_replaced_picture_is_told(run, config, tmp_path):
     (tmp_path / "images/3.png").unlink()
     options = ["--config.data.max_bad_fraction=1", "--n", 60, "--html", tmp_path / "rows.html"]
