@@ -16,24 +16,29 @@ import contextlib
 import functools
 import importlib.util
 import itertools
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from llava_jax import cli
+from llava_jax import cli, config, conversation
+from llava_jax.data.dataset import Dataset, open_dataset
+from llava_jax.data.pipeline import read_ahead
+from llava_jax.data.schedule import schedule
 from llava_jax.image import ImageProcessing, Mode
 
 LEAST_RATIO = 1.5
@@ -44,10 +49,6 @@ BATCH = 16
 _GENERATED = 96
 _MARKS = (1_000, 5_000, 10_000)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
-
-class Sized(Protocol):
-    def __len__(self) -> int: ...
 
 
 Epoch = Callable[[], Iterator[Sized]]  # all pictures once, in batches
@@ -100,12 +101,10 @@ def _parse() -> argparse.Namespace:
 
 
 def _check_peer() -> None:
-    if missing := [name for name in ("torch", "transformers") if not _installed(name)]:
+    if missing := [
+        name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None
+    ]:
         raise ValueError(f"got no {missing[0]}, which ours is compared with: pip install it")
-
-
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 def _files(folder: Path) -> list[Path]:
@@ -171,7 +170,7 @@ def _time(epoch: Epoch, count: int) -> Took:
 def _ours(
     files: Sequence[Path], processing: ImageProcessing, stack: contextlib.ExitStack
 ) -> Iterator[Way]:
-    """The loader itself, in threads and in processes. A pipeline would be one more Way."""
+    """The loader itself, in threads and in processes, and the whole pipeline around it."""
     read = functools.partial(_read, processing)
     batches = _batches(files)
     yield Way("ours, in the main thread", True, lambda: map(read, batches), True)
@@ -185,6 +184,45 @@ def _ours(
         processes = stack.enter_context(pool)
         epoch = functools.partial(_ahead, processes, read, batches, workers)
         yield Way(f"ours, processes: {workers}", True, epoch, False)
+    for workers in WORKERS:
+        dataset = _dataset(files, processing, workers, stack)
+        epoch = functools.partial(_pipeline, dataset)
+        yield Way(f"ours, pipeline, threads: {workers}", True, epoch, True)
+
+
+def _dataset(
+    files: Sequence[Path], processing: ImageProcessing, threads: int, stack: contextlib.ExitStack
+) -> Dataset:
+    """A caption of each file, as stage 1 reads them: four to a row, text and all."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="input-")))
+    checkout = Path(__file__).resolve().parent.parent
+    shutil.copy(checkout / "tests/golden/tokenizer.model", folder)
+    root = files[0].parent
+    said = {"human": f"{conversation.IMAGE_TAG}\nWhat is this?", "gpt": "A picture."}
+    turns = [{"from": role, "value": text} for role, text in said.items()]
+    entries = [
+        {"image": os.path.relpath(file, root), "id": str(number), "conversations": turns}
+        for number, file in enumerate(files)
+    ]
+    (folder / "chat.json").write_text(json.dumps(entries))
+    data = config.Data(
+        sources={"captions": config.Source(str(folder / "chat.json"), (str(root),))},
+        tokenizer=str(folder),
+        template="plain",
+        image_mode="crop" if processing.mode == "crop" else "pad",
+        image_size=processing.size,
+        patch_size=processing.size // 2,  # few tokens: the pixels are the same
+        conversation_tokens=64,
+        prepared=str(folder / "prepared"),
+        threads=threads,
+    )
+    batch = config.Batch(conversations=BATCH, tokens=256, images=4)
+    return open_dataset(config.Config(data=data, batch=batch))
+
+
+def _pipeline(dataset: Dataset) -> Iterator[list[str]]:
+    for read in read_ahead(dataset, schedule(dataset)):
+        yield [name for row in read.segments for segment in row for name in segment.pictures]
 
 
 def _batches(files: Sequence[Path]) -> list[Sequence[Path]]:
@@ -242,7 +280,7 @@ def _peers(processing: ImageProcessing) -> dict[str, Callable[[Path], Any]]:
     if processing.mode == "pad":
         llava = transformers.LlavaImageProcessorPil(do_pad=True, **sizes)
         peers["LLaVA processor"] = functools.partial(_ready, llava, None)
-    if _installed("torchvision"):  # not the same pixels
+    if importlib.util.find_spec("torchvision"):  # not the same pixels
         fast = transformers.CLIPImageProcessor(**sizes)
         peers["torchvision"] = functools.partial(_ready, fast, background)
     return peers
@@ -293,9 +331,6 @@ def _check_pixels(
             raise ValueError(f"got other pixels of {file} from the {name}, expected the same")
 
 
-# What came out.
-
-
 def _report(mode: Mode, ways: Sequence[Way], took: dict[str, list[Took]], count: int) -> list[str]:
     print(f"\n{mode:<46} {'pictures/s':>10} {'cpu ms each':>12}")
     medians = {
@@ -335,7 +370,6 @@ def _watch_memory(files: Sequence[Path], size: int) -> list[str]:
     """Half the pictures cropped, half padded. Before torch is there: its peak would hide ours."""
     reads = [functools.partial(_read, ImageProcessing(mode, size)) for mode in MODES]
     batches = itertools.cycle(_batches(files))
-    kib = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes
     seen, peaks = 0, []
     with (
         concurrent.futures.ThreadPoolExecutor(2) as pool,
@@ -347,7 +381,7 @@ def _watch_memory(files: Sequence[Path], size: int) -> list[str]:
                     for batch in _ahead(pool, read, itertools.islice(batches, 4), 2):
                         seen += len(batch)
                         progress.advance(len(batch))
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kib / 1024)
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     told = ", ".join(f"{peak:.1f} after {mark:,}" for mark, peak in zip(_MARKS, peaks, strict=True))
     print(f"MiB at the peak, two threads: {told}")
     if peaks[-1] - peaks[0] > MOST_MIB:
