@@ -57,7 +57,8 @@ class Refused(ValueError):
     """A conversation that nothing can be learned from, or not what was meant. kind: to count by."""
 
     def __init__(self, kind: str, message: str):
-        super().__init__(message)
+        # Half a character, by \ud83d in JSON, could not be written to a log or a report.
+        super().__init__(message.encode(errors="backslashreplace").decode())
         self.kind = kind
 
     def __reduce__(self):
@@ -269,6 +270,8 @@ def _check(turns: Sequence[Turn]) -> None:
     if not turns:
         raise Refused("no turns", "got no turns, expected at least one of a human")
     for number, turn in enumerate(turns, 1):
+        for text in turn.texts:
+            _check_unicode(number, text)
         previous = turns[number - 2].role if number > 1 else None
         if turn.role == previous:
             other = "human" if previous == "gpt" else "gpt"
@@ -292,6 +295,17 @@ def _check(turns: Sequence[Turn]) -> None:
             )
     if all(turn.role == "gpt" for turn in turns):
         raise Refused("only an answer", "got only an answer (gpt), expected a human turn before it")
+
+
+def _check_unicode(number: int, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a tokenizer could do nothing with it
+        shown = text[max(error.start - 20, 0) : error.start + 20]
+        raise Refused(
+            "text is not Unicode",
+            f"turn {number}: got {shown!r} with half a character, expected whole ones",
+        ) from None
 
 
 def pieces(

@@ -4,6 +4,8 @@ Ids and masks of the reference are in test_tokenizer.py.
 """
 
 import itertools
+import json
+import pickle
 import re
 
 import pytest
@@ -12,6 +14,7 @@ from llava_jax.conversation import (
     TEMPLATES,
     UNFINISHED,
     Piece,
+    Refused,
     Turn,
     gpt,
     human,
@@ -229,6 +232,31 @@ def test_bad_dialogues(conversations, images, says):
 def test_turns_a_template_refuses(turns, name, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         pieces(turns, template(name))
+
+
+@pytest.mark.parametrize("texts", [("a\ud83d",), ("", "\nb \udc00"), ("\udcff", "x")])
+def test_half_a_character_is_no_text(texts):
+    for turns in ([Turn("human", texts)], [human("Hi"), Turn("gpt", ("".join(texts),))]):
+        with pytest.raises(Refused, match=rf"turn {len(turns)}: .*half a character") as caught:
+            pieces(turns, template("v1"))
+        assert caught.value.kind == "text is not Unicode"
+        str(caught.value).encode()
+    whole = json.loads('"\\ud83d\\ude00 \\u0000 \\uffff"')  # json.dumps writes 😀 as two halves
+    assert pieces([human(whole)], template("v1"))
+
+
+def test_half_a_character_is_shown_where_it_is():
+    with pytest.raises(Refused) as caught:
+        pieces([human("a" * 500 + "\ud83d" + "b" * 500)], template("v1"))
+    said = str(caught.value)
+    assert r"aaa\ud83dbbb" in said
+    assert len(said) < 120
+
+
+def test_a_refusal_can_be_written_whatever_it_quotes():
+    said = Refused("kind", "got \ud83d and é😀")
+    assert str(said) == r"got \ud83d and é😀"
+    assert str(pickle.loads(pickle.dumps(said))) == str(said)
 
 
 def test_templates_by_name():

@@ -123,7 +123,7 @@ def test_refusals_have_a_kind_and_a_reason():
         assert (error.value.kind, str(error.value)) == (row["kind"], row["says"])
         again = pickle.loads(pickle.dumps(error.value))  # workers are processes
         assert (again.kind, str(again)) == (row["kind"], row["says"])
-    assert len({row["kind"] for row in rows}) == 13
+    assert len({row["kind"] for row in rows}) == 14
 
 
 # --- the golden files themselves ---

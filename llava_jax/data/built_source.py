@@ -98,7 +98,7 @@ class BuiltSource:
             )
         ]
         return Entry(
-            exact.get("id", fields["id"][0].decode()),
+            fields["id"][0].decode(),
             exact.get("conversations", turns),
             _pictures(fields),
         )

@@ -11,7 +11,7 @@ from llava_jax import files
 from llava_jax.conversation import Refused
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry
-from llava_jax.data.pictures import Images, Roots
+from llava_jax.data.pictures import Images, Roots, is_text
 from llava_jax.data.storage import RandomAccessFile
 
 
@@ -79,6 +79,10 @@ def parse_entry(value: object, number: int, roots: Roots) -> Entry:
         name = number
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise Refused("id is not a text", f"got id {_short(name)}, expected a text")
+    if not is_text(str(name)):
+        raise Refused(
+            "id is not a text", f"got id {_short(name)} with half a character, expected a text"
+        )
     names = _picture_names(value)
     return Entry(str(name), value.get("conversations"), tuple(map(roots.picture, names)))
 

@@ -27,7 +27,7 @@ Images = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 def place_of(name: str) -> str:
     """A picture's name, told to be inside its root. Refused: what leads elsewhere, or nowhere."""
     parts = name.split("/")
-    if not name or "\0" in name or not _is_text(name):
+    if not name or "\0" in name or not is_text(name):
         raise Refused("image is not a name", f"got image {name!r}, expected the name of a file")
     if name[0] == "/" or ".." in parts or "\\" in name or "://" in name or _DRIVE.match(name):
         raise Refused(
@@ -40,9 +40,10 @@ def place_of(name: str) -> str:
     raise Refused("image is not a name", f"got image {name!r}, expected the name of a file")
 
 
-def _is_text(name: str) -> bool:
+def is_text(text: str) -> bool:
+    """Whether it can be written at all."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:  # half a character, by \ud800 in JSON
         return False
     return True

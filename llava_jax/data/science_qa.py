@@ -16,7 +16,7 @@ from llava_jax import files
 from llava_jax.conversation import IMAGE_TAG, Refused
 from llava_jax.data import json_index
 from llava_jax.data.entry import Entry, Picture
-from llava_jax.data.pictures import Images, Roots, root_paths
+from llava_jax.data.pictures import Images, Roots, is_text, root_paths
 
 PROBLEMS, SPLITS = "problems.json", "pid_splits.json"
 PROMPTS = ("QCM-LEPA", "QCM-LEA", "QCM-ALE", "QCM-A", "CQM-A")
@@ -38,6 +38,8 @@ class Problem(NamedTuple):
 def parse_problem(pid: str, problem: object) -> Problem:
     if not isinstance(problem, Mapping):
         raise _refused(pid, f"{type(problem).__name__}, expected an object")
+    if not is_text(pid):
+        raise _refused(pid, "half a character in its id, expected a text")
     texts = {name: "" if problem.get(name) is None else problem[name] for name in TEXTS}
     image = problem.get("image") or ""
     for name, text in {**texts, "image": image}.items():
@@ -131,7 +133,7 @@ class ScienceQaSource:
         splits, splits_sha256 = _read_object(str(place / SPLITS))
         if split not in splits:
             raise ValueError(
-                f"got split {split!r} of {place}, expected one of {', '.join(map(str, splits))}"
+                f"got split {split!r} of {place}, expected one of {', '.join(map(ascii, splits))}"
             )
         pids = splits[split]
         if not isinstance(pids, list) or not pids:
@@ -151,7 +153,7 @@ class ScienceQaSource:
         for pid, problem in self._problems.items():
             if isinstance(problem, Mapping) and problem.get("image"):
                 raise ValueError(
-                    f"got {folder} without a folder images, and problem {pid} has a picture; "
+                    f"got {folder} without a folder images, and problem {pid!a} has a picture; "
                     "expected images= with folders or zip files"
                 )
 

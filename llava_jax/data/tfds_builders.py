@@ -29,7 +29,7 @@ from llava_jax.conversation import Refused
 from llava_jax.data import science_qa, storage
 from llava_jax.data.built_source import INSTALL, read_metadata
 from llava_jax.data.entry import Picture, Source
-from llava_jax.data.pictures import Images, root_paths
+from llava_jax.data.pictures import Images, is_text, root_paths
 from llava_jax.data.science_qa import ScienceQaSource
 from llava_jax.data.source import open_source
 
@@ -155,12 +155,10 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             exact = _ascii({"refused": [refused.kind, str(refused)]})
             return {"id": "", "pictures": [], "exact": exact, "conversations": []}
         exact = {}
-        if not _is_text(entry.id):
-            exact["id"] = entry.id
         if not _is_plain(entry.conversations):
             exact["conversations"] = entry.conversations
         return {
-            "id": "" if "id" in exact else entry.id,
+            "id": entry.id,
             "conversations": [] if "conversations" in exact else entry.conversations,
             "pictures": [_picture(picture, report) for picture in entry.pictures],
             "exact": _ascii(exact) if exact else "",
@@ -210,7 +208,7 @@ class ScienceQa(_Builder):
             _note(report["refused"], refused.kind, f"problem {index}: {refused}")
             return {**empty, "exact": _ascii({"refused": [refused.kind, str(refused)]})}
         texts = [problem.id, problem.image, *problem.choices, *problem.texts.values()]
-        if not all(map(_is_text, texts)):
+        if not all(map(is_text, texts)):
             return {**empty, "pictures": pictures, "exact": _ascii({"problem": problem})}
         return {
             **problem.texts,
@@ -375,17 +373,9 @@ def _is_plain(conversations: object) -> bool:
     return isinstance(conversations, list) and all(
         isinstance(turn, dict)
         and turn.keys() == {"from", "value"}
-        and all(isinstance(text, str) and _is_text(text) for text in turn.values())
+        and all(isinstance(text, str) and is_text(text) for text in turn.values())
         for turn in conversations
     )
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a character, which only JSON can say
-        return False
-    return True
 
 
 def _ascii(value: object) -> str:

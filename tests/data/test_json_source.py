@@ -86,6 +86,7 @@ def test_entries(tmp_path):
     assert said[4][2] == [("sub/é.JPG", b"c")]
     assert said[5][2][0][:2] == ("sub/gone.png", "missing")
     assert said[6][2][0][:2] == ("sub", "unreadable")
+    assert said[8][0] == "id is not a text"
     assert [kind for kind, _ in said[15:]] == [
         "image path outside its root",
         "entry is not an object",
@@ -101,6 +102,7 @@ def test_entries(tmp_path):
         ({"id": 1.5}, "id is not a text"),
         ({"id": True}, "id is not a text"),
         ({"id": {}}, "id is not a text"),
+        ({"id": "a\ud83d"}, "id is not a text"),
         ({"image": 7}, "image is not a name"),
         ({"image": True}, "image is not a name"),
         ({"image": {"path": "x"}}, "image is not a name"),
@@ -116,6 +118,7 @@ def test_refused(tmp_path, entry, kind):
         source[0]
     assert caught.value.kind == kind
     assert "expected" in str(caught.value)
+    str(caught.value).encode()
 
 
 @pytest.mark.parametrize("chunk", [3, 2**22])

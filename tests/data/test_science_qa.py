@@ -89,7 +89,9 @@ def test_pictures_elsewhere(folder, tmp_path, name, zipped):
     (folder / "images/train/p1").rmdir()
     (folder / "images/train").rmdir()
     (folder / "images").rmdir()
-    with pytest.raises(ValueError, match="problem p1 has a picture; expected images= with folders"):
+    with pytest.raises(
+        ValueError, match="problem 'p1' has a picture; expected images= with folders"
+    ):
         open_source(folder)
     other = write_pictures(tmp_path / "other")
     (other / name).parent.mkdir(parents=True)
@@ -145,6 +147,31 @@ def test_malformed_problems(tmp_path, change, reason):
     assert everything(source)[2][0] == "malformed problem"
 
 
+def test_half_a_character(tmp_path):
+    changed = {"p\ud83d": {}, "p3": {"hint": "\ud83d"}, "p4": {"image": "\ud83d.png"}}
+    splits = {"train": [*changed], "a\ud83d": ["p3"]}
+    folder = write_science_qa(tmp_path / "sqa", problems(**changed), splits)
+    source = open_source(folder, images=tmp_path)
+    with pytest.raises(
+        Refused, match=r"problem p\\ud83d with half a character in its id"
+    ) as caught:
+        source[0]
+    assert caught.value.kind == "malformed problem"
+    with pytest.raises(Refused, match="half a character"):
+        parse(source[1].conversations, 0)
+    with pytest.raises(Refused, match=r"got image 'train/p4/\\ud83d\.png'"):
+        source[2]
+    with pytest.raises(ValueError, match="split 'dev'") as refused:
+        open_source(folder, split="dev", images=tmp_path)
+    str(refused.value).encode()
+    bare = write_science_qa(
+        tmp_path / "bare", {"p\ud83d": {"image": "a.png"}}, {"train": ["p\ud83d"]}
+    )
+    with pytest.raises(ValueError, match="has a picture; expected images=") as refused:
+        open_source(bare)
+    str(refused.value).encode()
+
+
 def test_a_problem_that_leads_out(tmp_path):
     folder = write_science_qa(
         tmp_path / "sqa", problems(**{"../p3": {"image": "i.png"}}), {"train": ["../p3"]}
@@ -153,7 +180,7 @@ def test_a_problem_that_leads_out(tmp_path):
 
 
 def test_bad_folders(folder):
-    with pytest.raises(ValueError, match=r"split 'dev' .* train, val, trainval, numbers"):
+    with pytest.raises(ValueError, match=r"split 'dev' .* 'train', 'val', 'trainval', 'numbers'"):
         open_source(folder, split="dev")
     with pytest.raises(ValueError, match="prompt 'QCM', expected one of QCM-LEPA, QCM-LEA"):
         open_source(folder, prompt="QCM")

@@ -77,6 +77,7 @@ def test_what_was_lost_is_counted(chat):
     report = built.report["train"]
     assert (report["entries"], report["pictures"]) == (18, 8)
     assert {kind: noted["count"] for kind, noted in report["refused"].items()} == {
+        "id is not a text": 1,
         "image path outside its root": 1,
         "entry is not an object": 2,
     }
