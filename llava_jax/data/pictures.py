@@ -131,7 +131,7 @@ class Roots:
             for root in self._roots:
                 try:
                     return root.read(place)
-                except (FileNotFoundError, NotADirectoryError):
+                except FileNotFoundError:
                     pass
                 except IsADirectoryError as error:  # another root may have a file of that name
                     folder = error

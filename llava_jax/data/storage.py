@@ -3,6 +3,7 @@
 In a bucket each of these is one request; epath, which reads as if from a disk, makes several.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -14,6 +15,9 @@ from llava_jax import files
 
 # Larger files are no pictures, or not ones to hold in a worker's memory.
 MAX_PICTURE_BYTES = 2**28
+
+# Said of names behind which there is nothing, and never can be: too long, or links in a circle.
+_NOWHERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def is_remote(path: str) -> bool:
@@ -28,11 +32,19 @@ def client(path: str) -> Any:
 
 
 def read_picture(path: str) -> bytes:
-    """The whole of a file that should be a picture; a folder, a pipe or a giant is refused."""
+    """The whole of a file that should be a picture; a folder, a pipe or a giant is refused.
+
+    FileNotFoundError: there is none, whatever the file system calls it.
+    """
     if is_remote(path):
         return _read_remote_picture(path)
     # A pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            raise FileNotFoundError(path) from None
+        raise
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
@@ -76,9 +88,22 @@ def list_folder(path: str) -> Mapping[str, bool]:
                 for entry in listed
             }
         with os.scandir(path) as entries:
-            return {entry.name: entry.is_file() for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+            return {entry.name: _is_file(entry) for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):  # a bucket's have no number
         return {}
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return {}
+        raise
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return False
+        raise
 
 
 def seekable(path: str) -> Any:

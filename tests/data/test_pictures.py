@@ -65,6 +65,52 @@ def test_missing(root):
         Roots([root]).picture("a.jpg/b.jpg").read()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 300 + ".jpg",
+        "x" * 300 + "/a.jpg",
+        "sub/" * 2000 + "a.jpg",
+        "loop.jpg",
+        "loop.jpg/a.jpg",
+    ],
+)
+def test_what_can_never_be_there_is_missing(tmp_path, name):
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "loop.jpg").symlink_to("loop.jpg")
+    found = Roots([first, second]).picture(name)
+    assert not found.exists()
+    assert found.nearest() is None
+    with pytest.raises(FileNotFoundError, match=f"no picture {name} in "):
+        found.read()
+
+
+def test_beside_links(tmp_path):
+    """What leads nowhere is no file, and what leads to one is; neither stops the others."""
+    write_pictures(tmp_path)
+    for name, target in [
+        ("loop.jpg", "loop.jpg"),
+        ("to and.jpg", "fro.jpg"),
+        ("fro.jpg", "to and.jpg"),
+        ("gone.jpg", "nowhere"),
+        ("through.jpg", "a.jpg/b"),
+        ("long.jpg", "x" * 300),
+        ("good.jpg", "a.jpg"),
+        ("folder", "sub"),
+    ]:
+        (tmp_path / name).symlink_to(target)
+    roots = Roots([tmp_path])
+    there = ["a.jpg", "good.jpg", "folder/b.png"]
+    not_there = "loop.jpg|to and.jpg|fro.jpg|gone.jpg|through.jpg|long.jpg|folder".split("|")
+    assert [roots.exists(name) for name in there + not_there] == [True] * 3 + [False] * 7
+    assert roots.picture("good.jpg").read() == PICTURES["a.jpg"]
+    for name in not_there[:-1]:
+        with pytest.raises(FileNotFoundError, match=f"no picture {name} in "):
+            roots.picture(name).read()
+
+
 def test_order_of_roots(tmp_path):
     first = write_zip(tmp_path / "1.zip", {"a.jpg": b"1", "sub/x.jpg": b"1"})
     (tmp_path / "2" / "sub").mkdir(parents=True)
