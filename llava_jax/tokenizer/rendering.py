@@ -7,6 +7,7 @@ Dims: N ids, each image one of them. T tokens, each image's features counted. K 
 features each.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -115,20 +116,27 @@ def fit(
     """
     if too_long not in ("cut_turns", "cut_tokens", "drop"):
         raise ValueError(f"got too_long {too_long!r}, expected 'cut_turns', 'cut_tokens' or 'drop'")
-    kept = list(turns)
-    while True:
-        pieces = conversation.pieces(kept, template, image_last=image_last)
+
+    def rendered(count: int) -> tuple[list[int], list[bool], np.ndarray]:
+        pieces = conversation.pieces(turns[:count], template, image_last=image_last)
         ids, mask = render(tokenizer, pieces)
-        ends = np.cumsum([tokens_per_image if id == IMAGE else 1 for id in ids])
-        first_round = 2 + (kept[0].role == "gpt")
-        if ends[-1] <= max_tokens:
-            return Fitted(ids, mask, cut_turns=len(turns) - len(kept))
-        if too_long != "cut_turns" or len(kept) <= first_round:
-            break
-        # Turns alternate: a last question goes alone, an answer with its question.
-        del kept[-1 if kept[-1].role == "human" else -2 :]
+        return ids, mask, np.cumsum([tokens_per_image if id == IMAGE else 1 for id in ids])
+
+    kept = len(turns)
+    ids, mask, ends = rendered(kept)
+    if too_long == "cut_turns" and ends[-1] > max_tokens:
+        # Turns alternate: a last question goes alone, an answer with its question. A round more
+        # never makes a text shorter, so that halving finds the most that fit.
+        first_round = 2 + (turns[0].role == "gpt")
+        if shorter := range(first_round, kept, 2):
+            fitting = bisect.bisect(shorter, max_tokens, key=lambda count: rendered(count)[2][-1])
+            kept = shorter[max(fitting - 1, 0)]
+            ids, mask, ends = rendered(kept)
+    cut_turns = len(turns) - kept
+    if ends[-1] <= max_tokens:
+        return Fitted(ids, mask, cut_turns)
     fits = int(np.searchsorted(ends, max_tokens, side="right"))
     if too_long == "drop" or not any(mask[:fits]):
         return Fitted([], [], dropped=True)
     cut = int(ends[-1] - ends[fits - 1])
-    return Fitted(ids[:fits], mask[:fits], cut_turns=len(turns) - len(kept), cut_tokens=cut)
+    return Fitted(ids[:fits], mask[:fits], cut_turns, cut)

@@ -238,3 +238,72 @@ def test_dropping(tiny):
     assert got == ([], [], 0, 0, True)
     with pytest.raises(ValueError, match="got too_long 'zero', expected 'cut_turns'"):
         fit(tiny, LONG, V1, max_tokens=9, tokens_per_image=1, too_long="zero")  # pyright: ignore
+
+
+def fit_turn_by_turn(tokenizer, turns, how, most, features, image_last):
+    """What cut_turns means, one rendering for every round that goes: cut turns, tokens that fit."""
+    kept = list(turns)
+    while True:
+        ids, mask = render(tokenizer, pieces(kept, how, image_last=image_last))
+        tokens = sum(features if id == IMAGE else 1 for id in ids)
+        if tokens <= most or len(kept) <= 2 + (kept[0].role == "gpt"):
+            break
+        del kept[-1 if kept[-1].role == "human" else -2 :]
+    fits = len(ids)
+    while tokens > most:
+        fits -= 1
+        tokens -= features if ids[fits] == IMAGE else 1
+    if fits < len(ids) and not any(mask[:fits]):
+        return [], [], 0, 0, True
+    cut = sum(features if id == IMAGE else 1 for id in ids[fits:])
+    return ids[:fits], mask[:fits], len(turns) - len(kept), cut, False
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_rounds_that_fit_are_those_found_one_by_one(tiny, name):
+    rng = random.Random(1)
+    hows = [template(name, image_at=at) for at in ("first", "as_written", "random")]
+    hows += [template(name, system="", start_end_tokens=True, typed_specials=True)]
+    seen = set()
+    for _ in range(250):
+        how = rng.choice(hows)
+        rounds = 1 if name == "plain" else rng.randrange(1, 9)
+        turns = [gpt(words(rng))] if rng.random() < 0.3 and name != "plain" else []
+        for _ in range(rounds):
+            images = rng.randrange(1 if name == "plain" else 0, 3)
+            texts = tuple(words(rng) for _ in range(images + 1))
+            turns += [Turn("human", ("x" + texts[0], *texts[1:]))]
+            turns += [gpt(rng.choice(["", "</s>", words(rng)]))]
+        if rng.random() < 0.3 and name != "plain":
+            turns.append(human("x" + words(rng)))
+        features = rng.randrange(1, 40)
+        last = rng.random() < 0.5 if how.image_at == "random" else None
+        whole = render(tiny, pieces(turns, how, image_last=last))[0]
+        longest = sum(features if id == IMAGE else 1 for id in whole)
+        most = rng.randrange(longest + 5)
+        got = fit(
+            tiny,
+            turns,
+            how,
+            max_tokens=most,
+            tokens_per_image=features,
+            too_long="cut_turns",
+            image_last=last,
+        )
+        assert got == fit_turn_by_turn(tiny, turns, how, most, features, last)
+        seen.add((got.cut_turns > 0, got.cut_tokens > 0, got.dropped))
+    assert len(seen) >= (3 if name == "plain" else 4), seen
+
+
+def test_a_thousand_rounds_are_cut_in_a_few_renderings(tiny, monkeypatch):
+    turns = [turn for n in range(1000) for turn in (human(f"a{n}"), gpt(f"b{n}"))]
+    rendered = []
+
+    def counting(turns, *args, **options):
+        rendered.append(len(turns))
+        return pieces(turns, *args, **options)
+
+    monkeypatch.setattr("llava_jax.conversation.pieces", counting)
+    got = fit(tiny, turns, V1, max_tokens=300, tokens_per_image=1, too_long="cut_turns")
+    assert 1900 < got.cut_turns < 2000
+    assert sum(rendered) < 3 * len(turns)
