@@ -21,9 +21,15 @@ def _parse() -> argparse.Namespace:
     parser.prog = "python -m llava_jax.picture_world"
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
-        "--scenes", type=int, default=2000, metavar="N", help="pictures to train on (2000)"
+        "--scenes",
+        type=int,
+        default=2000,
+        metavar="N",
+        help="pictures to train on, 10 to 100,000 (2000)",
     )
-    parser.add_argument("--size", type=int, default=48, help="a picture's side in pixels (48)")
+    parser.add_argument(
+        "--size", type=int, default=48, help="a picture's side in pixels, 32 to 1024 (48)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world (0)")
     return parser.parse_args()
 

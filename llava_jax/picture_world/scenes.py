@@ -84,6 +84,8 @@ class Scene:
 
 
 Kind = Literal["colour", "shape", "count"]
+_Change = Literal["colour", "shape", "came", "went"]
+_CHANGES: tuple[_Change, ...] = ("colour", "colour", "shape", "shape", "came", "went")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +111,15 @@ def scene(seed: int, split: str, index: int) -> Scene:
 def comparison(seed: int, split: str, index: int) -> Comparison:
     """Pair of scenes `index` of a split: always the same."""
     rng = generator(seed, split, index, "comparison")
-    kind: Kind = rng.choice(("colour", "shape", "count"))
+    # Each six pairs hold these six, in an order of their own: drawn pair by pair, objects came
+    # more often than they went, and one answer was usual.
+    six, place = divmod(index, len(_CHANGES))
+    change = generator(seed, split, six, "changes").sample(_CHANGES, len(_CHANGES))[place]
     while True:
         first = sample(rng, split)
         # Both must be of the split: most changes lead into another.
         for _ in range(10):
-            found = _changed(first, kind, rng, split)
+            found = _changed(first, change, rng, split)
             if found and belongs(found.second, split):
                 return found
 
@@ -188,25 +193,24 @@ def _in_order(things: list[Thing]) -> tuple[Thing, ...]:
     return tuple(sorted(things, key=lambda thing: CELLS.index(thing.cell)))
 
 
-def _changed(scene: Scene, kind: Kind, rng: random.Random, split: str) -> Comparison | None:
+def _changed(scene: Scene, change: _Change, rng: random.Random, split: str) -> Comparison | None:
     things = list(scene.things)
     taken = {thing.pair for thing in scene.shapes}
     allowed = [pair for pair in _pairs(split) if pair not in taken]
     before = after = None
-    if kind == "count":
-        if rng.random() < 0.5:
-            if not scene.empty_cells:
-                return None
-            colour, shape = rng.choice(allowed)
-            cell = rng.choice(scene.empty_cells)
-            after = _place(rng, Thing(shape, colour, rng.choice(SIZES), cell, (0, 0)))
-        else:
-            if len(scene.shapes) == 1:
-                return None
-            before = rng.choice(scene.shapes)
+    if change == "came":
+        if not scene.empty_cells:
+            return None
+        colour, shape = rng.choice(allowed)
+        cell = rng.choice(scene.empty_cells)
+        after = _place(rng, Thing(shape, colour, rng.choice(SIZES), cell, (0, 0)))
+    elif change == "went":
+        if len(scene.shapes) == 1:
+            return None
+        before = rng.choice(scene.shapes)
     else:
         before = rng.choice(scene.shapes)
-        kept = 1 if kind == "colour" else 0
+        kept = 1 if change == "colour" else 0
         others = [pair for pair in allowed if pair[kept] == before.pair[kept]]
         if not others:
             return None
@@ -218,4 +222,5 @@ def _changed(scene: Scene, kind: Kind, rng: random.Random, split: str) -> Compar
         things.append(after)
     # The grain differs, as it would between two photographs of one place.
     second = dataclasses.replace(scene, things=_in_order(things), noise=rng.getrandbits(32))
+    kind = "count" if change in ("came", "went") else change
     return Comparison(kind, scene, second, before, after)

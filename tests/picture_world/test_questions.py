@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from llava_jax.picture_world import questions
-from llava_jax.picture_world.scenes import UNSEEN_PAIRS, generator, scene
+from llava_jax.picture_world import dialogues, questions
+from llava_jax.picture_world.scenes import UNSEEN_PAIRS, comparison, generator, scene
 from tests.picture_world import oracle
 
 HELD_OUT = ("dev", "test", "unseen_pairs")
@@ -47,6 +47,40 @@ def test_no_answer_is_usual(train):
     for category, counts in answers.items():
         [(answer, most)] = counts.most_common(1)
         assert 100 * most / counts.total() < MOST[category], (category, answer)
+
+
+@pytest.mark.parametrize("split", HELD_OUT)
+def test_no_answer_is_usual_in_what_is_written_by_default(split):
+    """200 scenes and 100 pairs: above the most of 2,000 only by what so few leave to chance."""
+    answers, named_first = defaultdict(Counter), Counter()
+    pairs = [comparison(0, split, index) for index in range(100)]
+    about_two = [question for pair in pairs for question in dialogues.compare(pair)]
+    for question in [*asked(split, 200), *about_two]:
+        answers[question.category][question.answer] += 1
+        if question.category in ("bigger", "left", "higher"):
+            named_first[question.text.index(question.answer) < question.text.index(" or ")] += 1
+    assert set(answers) == {*MOST, "more", "change"}
+    assert abs(answers["more"]["the first"] - answers["more"]["the second"]) <= 1
+    assert max(answers["change"].values()) <= 35
+    assert 0.42 < named_first[True] / named_first.total() < 0.58
+    # Of unseen pairs there are five, and questions are about these.
+    most = MOST | ({"at": 25, "bigger": 20, "left": 20, "higher": 20} if "un" in split else {})
+    for category in MOST:
+        share, n = most[category] / 100, answers[category].total()
+        [(answer, number)] = answers[category].most_common(1)
+        assert number < n * share + 2 * (n * share * (1 - share)) ** 0.5, (category, answer)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neither_picture_is_the_one_with_more(seed):
+    for pairs in (10, 25, 50):
+        answers = Counter(
+            question.answer
+            for index in range(pairs)
+            for question in dialogues.compare(comparison(seed, "train", index))
+            if question.two_way
+        )
+        assert abs(answers["the first"] - answers["the second"]) <= 1
 
 
 def test_a_question_does_not_tell_its_answer(train):

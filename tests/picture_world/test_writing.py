@@ -148,6 +148,12 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, changes, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_help_tells_what_can_be_drawn():
+    told = " ".join(command("--help").stdout.split())
+    assert "10 to 100,000" in told
+    assert "32 to 1024" in told
+
+
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("the pen broke")
