@@ -8,6 +8,7 @@ LLAVA_JAX_TRACEBACK=1 shows the traceback of every error.
 import argparse
 import atexit
 import difflib
+import io
 import os
 import shutil
 import signal
@@ -38,6 +39,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         ended_by["signal"] = signal.Signals(number)
         raise KeyboardInterrupt
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
     try:

@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import re
 import runpy
 import sys
 import typing
@@ -94,12 +95,15 @@ class Config:
 
 
 def defaults() -> Any:
-    """A ConfigDict: every field with its default, for a config file to fill in. New keys are refused."""
+    """Every field with its default, a ConfigDict for a config file to fill in."""
     return _to_dict(Config())
 
 
 def sources(**named: Source) -> ConfigDict:
     """For config.data.sources: the name of each is what tables and losses call it."""
+    for name in named:
+        if not re.fullmatch(r"\w+", name):
+            raise ValueError(f"got source name {name!r}, expected letters, digits and _")
     return ConfigDict({name: _to_dict(source) for name, source in named.items()})
 
 
@@ -115,20 +119,28 @@ def _to_dict(value: Any) -> Any:
 
 def load(name: str, overrides: Mapping[str, str] | None = None) -> Config:
     """The config of 'configs/stage2.py' or 'configs/stage2.py:variant', with fields changed."""
-    file, _, variant = name.partition(":")
-    if not files.path(file).is_file():
-        raise ValueError(f"got config {file}, expected a file such as configs/stage2.py")
-    get_config = runpy.run_path(file).get("get_config")
-    if get_config is None:
-        raise ValueError(f"got {file} without get_config(variant), expected a config file")
-    try:
-        tree = get_config(variant) if variant else get_config()
-    except (AttributeError, KeyError, TypeError) as error:
-        # What ml_collections says of a misspelt key or a value of another type.
-        raise ValueError(f"{file}: {error}") from error
+    tree = start_from(name)
     for key, text in (overrides or {}).items():
         _override(tree, key, text)
     return typed(tree)
+
+
+def start_from(name: str) -> Any:
+    """What a config file gives, for another one to change: start_from("configs/stage2.py:tiny")."""
+    file, _, variant = name.partition(":")
+    if not files.path(file).is_file():
+        raise ValueError(f"got config {file}, expected a file such as configs/stage2.py")
+    try:
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise ValueError(f"got {file} without get_config(variant), expected a config file")
+        return get_config(variant) if variant else get_config()
+    except (AttributeError, KeyError, TypeError, ImportError, SyntaxError, NameError) as error:
+        # What ml_collections says of a misspelt key goes on for pages; the end of it is this.
+        if misspelt := re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error)):
+            meant, got = misspelt.groups()
+            raise ValueError(f"{file}: got unknown field {got}; did you mean {meant}?") from error
+        raise ValueError(f"{file}: {type(error).__name__}: {error}") from error
 
 
 def typed(tree: ConfigDict) -> Config:

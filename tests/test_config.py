@@ -80,7 +80,21 @@ def test_what_is_misspelt_or_of_another_type(file, change, says):
     ("body", "says"),
     [
         ("def other(): pass", "without get_config"),
-        ("def get_config():\n  x = c.defaults(); x.sed = 1; return x", "sed"),
+        (
+            "def get_config():\n  x = c.defaults(); x.sed = 1; return x",
+            r"sed; did you mean seed\?$",
+        ),
+        (
+            "def get_config():\n  x = c.defaults(); return x.data.sorces",
+            "field sorces; did you mean",
+        ),
+        ("def get_config():\n  return {}['zzz']", "run.py: KeyError: 'zzz'"),
+        ("def get_config(:", "run.py: SyntaxError"),
+        ("import no_such_module", "run.py: ModuleNotFoundError: .*no_such_module"),
+        (
+            "def get_config(): return c.sources(**{'a.b': c.Source('x')})",
+            "name 'a.b', expected lett",
+        ),
         ("def get_config():\n  x = c.defaults(); x.seed = 'a'; return x", "seed"),
         ("def get_config():\n  return {'seed': 1, 'sed': 1}", "config.sed; did you mean seed"),
         ("def get_config():\n  return {'data': {'sources': {'a': {}}}}", "sources.a without path"),
@@ -99,8 +113,25 @@ def test_a_whole_number_where_any_will_do(tmp_path):
     assert (type(fraction), fraction) == (float, 0)
 
 
+def test_a_config_of_ones_own_starts_from_another(file, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from llava_jax import config as c\n"
+        "def get_config(variant=''):\n"
+        f"  config = c.start_from('{file}:large')\n"
+        "  config.data.sources = c.sources(a=c.Source('a.json'), b=c.Source('b.json', epochs=2))\n"
+        "  return config\n"
+    )
+    config = c.load(str(tmp_path / "mine.py"), {"data.sources.a.take": "first:3"})
+    assert config.batch.conversations == 64
+    assert {name: source.path for name, source in config.data.sources.items()} == {
+        "a": "a.json",
+        "b": "b.json",
+    }
+    assert config.data.sources["a"].take == "first:3"
+
+
 def test_a_file_that_is_missing():
-    with pytest.raises(ValueError, match="got config nowhere.py, expected a file"):
+    with pytest.raises(ValueError, match=r"got config nowhere\.py, expected a file"):
         c.load("nowhere.py:v1")
 
 
@@ -119,7 +150,7 @@ def test_a_verbs_options_and_its_config(file):
 
 @pytest.mark.parametrize("argument", ["--config.seed", "--config.seed 7"])
 def test_an_override_without_a_value(argument):
-    with pytest.raises(ValueError, match="expected --config.FIELD=VALUE"):
+    with pytest.raises(ValueError, match=r"expected --config\.FIELD=VALUE"):
         c.parse_overrides([argument])
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ import numpy as np
 from llava_jax import config as configs
 from llava_jax import conversation, files, tokenizer
 from llava_jax.cli import Progress
-from llava_jax.data import mixture, packing, preparation
+from llava_jax.data import mixture, packing, picture_check, preparation
 from llava_jax.data.entry import Source
 from llava_jax.data.examples import Renderer
+from llava_jax.data.findings import Findings
 from llava_jax.data.packing import Plan
-from llava_jax.data.preparation import Lengths, PictureCheck
+from llava_jax.data.picture_check import Checked, Depth
+from llava_jax.data.preparation import Lengths
 from llava_jax.data.source import open_source
 from llava_jax.image import ImageProcessing
 
@@ -35,7 +37,8 @@ class Dataset:
     """Everything rows are made from. It pickles, for the workers that read them.
 
     source_N, entry_N, tokens_N, pictures_N: the examples of an epoch; refused ones are not among
-    them. lengths: of each source, by name, in the order source_N counts.
+    them. lengths, checked: of each source, by name, in the order source_N counts; checked has those
+    whose pictures were looked for.
     """
 
     config: configs.Config
@@ -43,6 +46,7 @@ class Dataset:
     renderer: Renderer
     image: ImageProcessing
     lengths: Mapping[str, Lengths]
+    checked: Mapping[str, Checked]
     source_N: np.ndarray
     entry_N: np.ndarray
     tokens_N: np.ndarray
@@ -124,12 +128,13 @@ def _short(value: Any) -> str:
 def open_dataset(
     config: configs.Config,
     *,
-    check: PictureCheck | None = "exist",
+    check: Depth | None = "exist",
     progress: Callable[..., Progress] = Progress,
 ) -> Dataset:
     """The dataset of a run. Lengths that were not counted before are counted now, and kept.
 
-    check: what is looked at of pictures whose conversations are counted for the first time.
+    check: of the pictures, whether they exist, or also whether they begin as pictures do; None:
+    they are not looked for.
     """
     data = config.data
     _check_settings(config)
@@ -141,9 +146,15 @@ def open_dataset(
         for name, source in data.sources.items()
     }
     lengths = {
-        name: _lengths(config, name, source, renderer, check, progress)
-        for name, source in sources.items()
+        name: _lengths(config, name, source, renderer, progress) for name, source in sources.items()
     }
+    checked = {
+        name: _look(name, source, lengths[name], check, progress)
+        for name, source in sources.items()
+        if check and lengths[name].pictures_N.any()
+    }
+    for name in sources:
+        _check_bad(config, name, lengths[name], checked.get(name))
     usable = [mine.usable for mine in lengths.values()]
     epochs = [data.sources[name].epochs for name in sources]
     columns = {
@@ -156,19 +167,18 @@ def open_dataset(
         )
         for column in ("entry_N", "tokens_N", "pictures_N")
     }
-    dataset = Dataset(
+    return Dataset(
         config=config,
         sources=sources,
         renderer=renderer,
         image=ImageProcessing(data.image_mode, data.image_size),
         lengths=lengths,
+        checked=checked,
         source_N=columns["entry_N"][0],
         entry_N=columns["entry_N"][1],
         tokens_N=columns["tokens_N"][1].astype(np.int32),
         pictures_N=columns["pictures_N"][1].astype(np.int32),
     )
-    _check_bad(dataset)
-    return dataset
 
 
 def _check_settings(config: configs.Config) -> None:
@@ -185,20 +195,33 @@ def _check_settings(config: configs.Config) -> None:
             f"got config.data.conversation_tokens = {data.conversation_tokens} for rows of "
             f"config.batch.tokens = {batch.tokens}, expected at most as many"
         )
+    if not data.prepared:
+        raise ValueError("got no config.data.prepared, expected a folder to keep lengths in")
+    if batch.pack and batch.by_length:
+        raise ValueError(
+            "got config.batch.by_length with config.batch.pack, expected one of them: packed rows "
+            "are all of one length"
+        )
+    at_least_one = {
+        "batch.conversations": batch.conversations,
+        "batch.images": batch.images,
+        "data.conversation_tokens": data.conversation_tokens,
+        "data.image_size": data.image_size,
+        "data.patch_size": data.patch_size,
+        "data.threads": data.threads,
+        "epochs": config.epochs,
+        **{f"data.sources.{name}.epochs": source.epochs for name, source in data.sources.items()},
+    }
+    for path, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"got config.{path} = {value}, expected 1 or more")
+    if data.workers < 0:
+        raise ValueError(f"got config.data.workers = {data.workers}, expected 0 or more")
     if data.image_size % data.patch_size:
         raise ValueError(
             f"got config.data.image_size = {data.image_size}, expected a multiple of "
             f"config.data.patch_size = {data.patch_size}"
         )
-    for path, value in (
-        ("batch.conversations", batch.conversations),
-        ("batch.images", batch.images),
-        ("data.conversation_tokens", data.conversation_tokens),
-        ("epochs", config.epochs),
-        *((f"data.sources.{name}.epochs", source.epochs) for name, source in data.sources.items()),
-    ):
-        if value < 1:
-            raise ValueError(f"got config.{path} = {value}, expected 1 or more")
     if not 0 <= data.max_bad_fraction <= 1:
         raise ValueError(
             f"got config.data.max_bad_fraction = {data.max_bad_fraction}, expected 0 to 1"
@@ -245,7 +268,6 @@ def _lengths(
     name: str,
     source: Source,
     renderer: Renderer,
-    check: PictureCheck | None,
     progress: Callable[..., Progress],
 ) -> Lengths:
     entry_N = mixture.taken(config.data.sources[name].take, len(source), name, config.seed)
@@ -254,36 +276,42 @@ def _lengths(
     if (lengths := preparation.load(folder)) is not None:
         return lengths
     with progress(len(entry_N), f"preparing {name}", "conversations") as bar:
-        lengths = preparation.measure(source, entry_N, renderer, check=check, advance=bar.advance)
+        lengths = preparation.measure(source, entry_N, renderer, advance=bar.advance)
     preparation.save(lengths, folder)
     return lengths
 
 
-def _check_bad(dataset: Dataset) -> None:
-    allowed = dataset.config.data.max_bad_fraction
-    for name, lengths in dataset.lengths.items():
-        total = len(lengths.entry_N)
-        if not lengths.usable.any():
-            raise ValueError(
-                f"source {name}: got nothing to learn from in {total} conversations, expected at "
-                f"least one{_listed(lengths)}"
-            )
-        if lengths.bad > allowed * total:
-            raise ValueError(
-                f"source {name}: got {lengths.bad} of {total} conversations refused or without "
-                f"their picture, expected at most {allowed:.2%} "
-                f"(config.data.max_bad_fraction){_listed(lengths)}"
-            )
+def _look(
+    name: str, source: Source, lengths: Lengths, depth: Depth, progress: Callable[..., Progress]
+) -> Checked:
+    entry_N, pictures_N = lengths.entry_N[lengths.usable], lengths.pictures_N[lengths.usable]
+    with progress(len(entry_N), f"pictures of {name}", "conversations") as bar:
+        return picture_check.check(source, entry_N, pictures_N, depth, advance=bar.advance)
 
 
-def _listed(lengths: Lengths) -> str:
-    found: Sequence[tuple[str, preparation.Findings]] = (
-        ("refused", lengths.refused),
-        ("picture", lengths.pictures),
-    )
+def _check_bad(
+    config: configs.Config, name: str, lengths: Lengths, checked: Checked | None
+) -> None:
+    allowed, total = config.data.max_bad_fraction, len(lengths.entry_N)
+    pictures = checked.findings if checked else Findings()
+    if not lengths.usable.any():
+        raise ValueError(
+            f"source {name}: got nothing to learn from in {total} conversations, expected at "
+            f"least one{_listed(lengths.refused)}"
+        )
+    bad = lengths.refused.count.total() + pictures.count.total()
+    if bad > allowed * total:
+        raise ValueError(
+            f"source {name}: got {bad} of {total} conversations refused or without their picture, "
+            f"expected at most {allowed:.2%} (config.data.max_bad_fraction)"
+            f"{_listed(lengths.refused, pictures)}"
+        )
+
+
+def _listed(*findings: Findings) -> str:
     lines = [
-        f"\n  {findings.count[kind]} × {kind}, as {findings.first[kind][0]}"
-        for _, findings in found
-        for kind in findings.count
+        f"\n  {count} × {kind}, as {found.first[kind][0]}"
+        for found in findings
+        for kind, count in found.count.most_common()
     ]
     return ":" + "".join(lines) if lines else ""

@@ -58,7 +58,12 @@ class Renderer:
     seed: int
 
     def __call__(self, entry: Entry) -> Example:
-        turns = conversation.parse(entry.conversations, len(entry.pictures))
+        parsed = conversation.parse(entry.conversations, len(entry.pictures))
+        # Blanks alone are no answer: a model would learn to say nothing.
+        turns = [
+            conversation.gpt("") if turn.role == "gpt" and not turn.texts[0].strip() else turn
+            for turn in parsed
+        ]
         fitted = tokenizer.fit(
             self.tokenizer,
             turns,
@@ -69,13 +74,15 @@ class Renderer:
             image_last=self._image_last(entry.id),
         )
         if fitted.dropped:
-            raise Refused("too long", f"got more than {self.max_tokens} tokens, expected fewer")
+            raise Refused("too long", f"expected at most {self.max_tokens} tokens")
         if not any(fitted.mask):
             raise Refused("nothing to learn", "got no answer with words in it, expected one")
         pictures = fitted.ids.count(IMAGE)
         if pictures > self.max_images:
             raise Refused(
-                "too many images", f"got {pictures} images, expected at most {self.max_images}"
+                "too many images",
+                f"got {pictures} images, expected at most {self.max_images}: raise "
+                "config.batch.images",
             )
         notes = list(self._repairs(turns))
         notes += [CUT_TURNS] * bool(fitted.cut_turns) + [CUT_TOKENS] * bool(fitted.cut_tokens)
@@ -112,7 +119,9 @@ class Renderer:
     @functools.cached_property
     def _role_words(self) -> list[str]:
         pieces = (*self.template.first_human, *self.template.human, *self.template.gpt)
-        return sorted({piece.text.strip() for piece in pieces} - {"", "{system}"})
+        words = {piece.text.strip() for piece in pieces}
+        # Without letters it is a mark such as ###, which ScienceQA's own answers have.
+        return sorted(word for word in words if any(map(str.isalpha, word)))
 
     def settings(self) -> Mapping[str, Any]:
         """For the fingerprint: plain values, by name."""

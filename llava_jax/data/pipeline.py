@@ -62,6 +62,13 @@ def read_ahead(
 ) -> Generator[Read, None, None]:
     """Steps from `start` to the last. places: of a step's rows, those this host reads; else all."""
     places = tuple(range(schedule.rows_per_step) if places is None else places)
+    known = range(schedule.rows_per_step)
+    if not places or any(place not in known for place in places):
+        raise ValueError(
+            f"got places {list(places)} of a step's rows, expected some of 0 to {known[-1]}"
+        )
+    if not 0 <= start <= len(schedule):
+        raise ValueError(f"got start {start}, expected 0 to {len(schedule)}, the number of steps")
     data = dataset.config.data
     rows = grain.MapDataset.source(Rows(dataset, schedule, places))
     threads = max(1, data.threads)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llava_jax.data.dataset import Dataset
-from llava_jax.data.preparation import Findings
+from llava_jax.data.findings import Findings
 from llava_jax.data.schedule import Schedule
+from llava_jax.pages.markup import one_line
 
 COMPOSITION = (
     "source",
@@ -14,6 +15,7 @@ COMPOSITION = (
     "taken",
     "epochs",
     "refused",
+    "no picture",
     "conversations",
     "share",
     "tokens each",
@@ -29,6 +31,9 @@ def composition(dataset: Dataset) -> list[tuple[str, ...]]:
     all_tokens = int(dataset.tokens_N.sum(dtype=np.int64))
     for name, lengths in dataset.lengths.items():
         settings, usable = dataset.config.data.sources[name], lengths.usable
+        learned_N, lost = lengths.learned_N[usable], "–"
+        if (checked := dataset.checked.get(name)) is not None:
+            learned_N, lost = learned_N[~checked.broken_N], f"{int(checked.broken_N.sum()):,}"
         count = int(usable.sum()) * settings.epochs
         tokens = int(lengths.tokens_N.sum(dtype=np.int64))
         rows.append(
@@ -38,16 +43,17 @@ def composition(dataset: Dataset) -> list[tuple[str, ...]]:
                 settings.take if settings.take != "all" else f"{len(lengths.entry_N):,}",
                 str(settings.epochs),
                 f"{int((~usable).sum()):,}",
+                lost,
                 f"{count:,}",
                 f"{count / len(dataset):.1%}",
                 f"{tokens / max(1, usable.sum()):.0f}",
                 f"{tokens * settings.epochs / all_tokens:.1%}",
-                f"{lengths.learned_N.sum(dtype=np.int64) / max(1, tokens):.1%}",
+                f"{learned_N.sum(dtype=np.int64) / max(1, tokens):.1%}",
                 f"{int(lengths.pictures_N.sum(dtype=np.int64)) * settings.epochs:,}",
             )
         )
     if len(rows) > 1:
-        total = ("all", "", "", "", "", f"{len(dataset):,}", "100.0%")
+        total = ("all", "", "", "", "", "", f"{len(dataset):,}", "100.0%")
         each = f"{all_tokens / len(dataset):.0f}"
         pictures = f"{int(dataset.pictures_N.sum(dtype=np.int64)):,}"
         rows.append((*total, each, "100.0%", "", pictures))
@@ -61,12 +67,17 @@ def findings(dataset: Dataset) -> Mapping[str, Findings]:
         for what, mine in (
             ("refused", lengths.refused),
             ("repaired", lengths.repaired),
-            ("pictures", lengths.pictures),
+            ("pictures", _pictures(dataset, name)),
             ("repeated", lengths.repeated),
         ):
             if mine.count:
                 found[f"{name}, {what}"] = mine
     return found
+
+
+def _pictures(dataset: Dataset, name: str) -> Findings:
+    checked = dataset.checked.get(name)
+    return checked.findings if checked else Findings()
 
 
 def steps(dataset: Dataset, schedule: Schedule) -> list[tuple[str, str]]:
@@ -79,10 +90,18 @@ def steps(dataset: Dataset, schedule: Schedule) -> list[tuple[str, str]]:
     return [
         ("rows", f"{len(plan):,} of {batch.tokens} tokens and {batch.images} images, {how}"),
         ("filled", f"{real / (len(plan) * batch.tokens):.2%} of the rows' tokens are real"),
-        ("a step", f"{schedule.rows_per_step} rows, {per_step:.1f} conversations on average"),
-        ("steps", f"{len(schedule):,} in {epochs} epoch{'s' * (epochs > 1)}"),
+        (
+            "a step",
+            f"{_counted(schedule.rows_per_step, 'row')}, {per_step:.1f} conversations on average",
+        ),
+        ("asked for", f"{batch.conversations} conversations a step (config.batch.conversations)"),
+        ("steps", f"{len(schedule):,} in {_counted(epochs, 'epoch')}"),
         ("fingerprint", dataset.digest[:16]),
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def text(dataset: Dataset, schedule: Schedule) -> str:
@@ -92,7 +111,8 @@ def text(dataset: Dataset, schedule: Schedule) -> str:
         lines = [title]
         for kind, count in found.count.most_common():
             lines.append(f"  {count:,} × {kind}")
-            lines += [f"      {example}" for example in found.first[kind]]
+            # Ids and texts are other people's: nothing of them may move the terminal's cursor.
+            lines += [f"      {one_line(example)}" for example in found.first[kind]]
         parts.append("\n".join(lines))
     width = max(len(name) for name, _ in steps(dataset, schedule))
     parts.append("\n".join(f"{name:{width}}  {said}" for name, said in steps(dataset, schedule)))

@@ -43,6 +43,8 @@ class Schedule:
 
 def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
     """Steps that hold batch.conversations on average, in a multiple of `multiple` rows."""
+    if multiple < 1:
+        raise ValueError(f"got rows in multiples of {multiple}, expected 1 or more")
     plans = tuple(dataset.plan(epoch) for epoch in range(dataset.config.epochs))
     wanted = dataset.config.batch.conversations
     if dataset.config.batch.pack:

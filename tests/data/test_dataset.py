@@ -64,6 +64,36 @@ def test_too_much_of_it_bad(tmp_path):
     assert len(open_dataset(small.changed(config, data={"max_bad_fraction": 0.15}))) == 18
 
 
+def test_pictures_are_looked_for_each_time(tmp_path):
+    """What was missing may have come, and what was there may be gone; no length depends on it."""
+    config = small.changed(small.write(tmp_path), data={"max_bad_fraction": 0.05})
+    first = open_dataset(config)
+    picture = tmp_path / "images/3.png"
+    picture.rename(tmp_path / "3.png")
+    with pytest.raises(ValueError, match="7 of 60 conversations refused or without"):
+        open_dataset(config)
+    assert open_dataset(config, check=None).digest == first.digest
+    (tmp_path / "3.png").rename(picture)
+    assert open_dataset(config).checked["small"].findings.count.total() == 0
+    picture.write_text("<html>")
+    assert not open_dataset(config).checked["small"].broken_N.any()
+    with pytest.raises(ValueError, match="7 × picture unreadable"):
+        open_dataset(config, check="open")
+
+
+def test_another_process_may_be_quicker(tmp_path, monkeypatch):
+    config = small.write(tmp_path)
+    real = preparation.measure
+
+    def measure(*args, **kwargs):
+        monkeypatch.setattr(preparation, "measure", real)
+        open_dataset(config)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(preparation, "measure", measure)
+    assert len(open_dataset(config)) == 60
+
+
 def test_nothing_to_learn_from(tmp_path):
     made = [{"id": "a", "conversations": []}]
     config = small.changed(small.write(tmp_path, made), data={"max_bad_fraction": 1.0})
@@ -84,6 +114,13 @@ def test_nothing_to_learn_from(tmp_path):
         ({"batch": {"conversations": 0}}, "config.batch.conversations = 0, expected 1 or more"),
         ({"batch": {"images": 0}}, "config.batch.images = 0, expected 1 or more"),
         ({"epochs": 0}, "config.epochs = 0, expected 1 or more"),
+        ({"data": {"patch_size": 0}}, "config.data.patch_size = 0, expected 1 or more"),
+        ({"data": {"patch_size": -14}}, "config.data.patch_size = -14, expected 1 or more"),
+        ({"data": {"image_size": 0}}, "config.data.image_size = 0, expected 1 or more"),
+        ({"data": {"threads": 0}}, "config.data.threads = 0, expected 1 or more"),
+        ({"data": {"workers": -1}}, "config.data.workers = -1, expected 0 or more"),
+        ({"data": {"prepared": ""}}, "no config.data.prepared"),
+        ({"batch": {"by_length": True}}, "config.batch.by_length with config.batch.pack"),
         ({"data": {"sources": {"a": Source("x", epochs=0)}}}, "sources.a.epochs = 0, expected 1"),
         ({"data": {"sources": {"a": Source("nowhere.json")}}}, "nowhere.json"),
     ],
@@ -175,7 +212,7 @@ def test_lengths_that_were_kept_and_damaged(tmp_path):
     open_dataset(config)
     (kept,) = (tmp_path / "prepared").iterdir()
     (kept / "lengths.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="remove the folder, and it is made again"):
+    with pytest.raises(ValueError, match="remove the folder, and they are counted again"):
         open_dataset(config)
     shutil.rmtree(kept)
     assert len(open_dataset(config)) == 60

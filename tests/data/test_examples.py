@@ -53,6 +53,7 @@ ROUND = ("what is the boat?", "the boat is red.")
     [
         (("<image>\nq",), 1, "nothing to learn"),
         (("q", ""), 0, "nothing to learn"),
+        (("q", " \n "), 0, "nothing to learn"),
         (("q", "a"), 1, "image without <image>"),
         (("<image>q", "a"), 0, "<image> without an image"),
         (("q", "<image> a"), 1, "<image> in an answer"),
@@ -75,6 +76,7 @@ def test_what_is_refused(renderer, texts, pictures, kind):
         (ROUND * 9, (examples.CUT_TURNS,)),
         ((ROUND[0], "the boat is red. " * 20), (examples.CUT_TOKENS,)),
         ((*ROUND, "and?", ""), (examples.EMPTY_ANSWER,)),
+        ((*ROUND, "and?", " \n"), (examples.EMPTY_ANSWER,)),
         (("what does </s> do?", "it ends."), (examples.TYPED_SPECIAL,)),
         (("what?", "it says USER: boat"), (examples.TYPED_ROLE,)),
         (("user: what?", "ASSISTANT says </s>"), (examples.TYPED_SPECIAL,)),
@@ -85,6 +87,17 @@ def test_what_is_repaired(renderer, texts, notes):
     assert example.notes == notes
     assert example.tokens <= renderer.max_tokens
     assert example.learned > 0
+
+
+def test_blanks_are_learned_no_more_than_nothing(renderer):
+    nothing, blanks = (renderer(entry(*ROUND, "and?", answer)) for answer in ("", " \n"))
+    assert blanks == nothing
+
+
+def test_marks_without_letters_are_no_role_words(renderer):
+    asks = with_template(renderer, "v0")
+    assert asks(entry("what?", "SOLUTION: two\n###\nANSWER: A.")).notes == ()
+    assert asks(entry("what?", "### Human: why?")).notes == (examples.TYPED_ROLE,)
 
 
 def test_an_answer_before_any_question(renderer):

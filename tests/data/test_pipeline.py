@@ -118,6 +118,24 @@ def test_rows_of_a_step(folder):
         schedule(single).examples(len(schedule(single)), 0)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"places": []}, r"got places \[\] of a step's rows"),
+        ({"places": [0, 9]}, r"got places \[0, 9\] .* expected some of 0 to"),
+        ({"places": [-1]}, r"got places \[-1\]"),
+        ({"start": -1}, "got start -1, expected 0 to"),
+        ({"start": 10**6}, "got start 1000000, expected 0 to"),
+    ],
+)
+def test_rows_and_steps_that_do_not_exist(folder, given, says):
+    dataset = opened(folder)
+    with pytest.raises(ValueError, match=says):
+        next(read_ahead(dataset, schedule(dataset), **given))
+    with pytest.raises(ValueError, match="got rows in multiples of 0"):
+        schedule(dataset, multiple=0)
+
+
 def test_the_seed_changes_the_order_and_settings_change_nothing_else(folder):
     dataset = opened(folder)
     assert read_by(dataset, 1) == read_by(opened(folder, threads=5), 1)

@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import os
-import signal
 
 import numpy as np
 import pytest
 
-from llava_jax.data import examples, preparation
+from llava_jax.data import examples, preparation, spreading
 from llava_jax.data.dataset import Dataset, open_dataset
-from llava_jax.data.preparation import Findings, PictureCheck
 from llava_jax.data.source import open_source
 from tests.data import small
 from tests.data.small import conversation
@@ -21,13 +18,16 @@ def dataset(tmp_path_factory) -> Dataset:
     return open_dataset(small.write(tmp_path_factory.mktemp("small")))
 
 
-def measured(folder, made, *, check: PictureCheck = "open", processes=1, **data):
-    config = small.changed(small.write(folder, [*small.entries(3), *made]), data=data)
-    config = small.changed(config, data={"max_bad_fraction": 1.0})
-    dataset = open_dataset(config)
+def opened(folder, made) -> Dataset:
+    config = small.write(folder, [*small.entries(3), *made])
+    return open_dataset(small.changed(config, data={"max_bad_fraction": 1.0}), check=None)
+
+
+def measured(folder, made, processes=1):
+    dataset = opened(folder, made)
     source = dataset.sources["small"]
     entry_N = np.arange(len(source))
-    return preparation.measure(source, entry_N, dataset.renderer, check=check, processes=processes)
+    return preparation.measure(source, entry_N, dataset.renderer, processes=processes)
 
 
 def test_lengths_are_those_of_the_rows(dataset):
@@ -39,7 +39,6 @@ def test_lengths_are_those_of_the_rows(dataset):
         assert lengths.pictures_N[place] == example.pictures
         assert lengths.turns_N[place] == example.turns
     assert len(lengths.entry_N) == 60
-    assert lengths.bad == 0
     assert not lengths.refused.count
 
 
@@ -70,7 +69,6 @@ def bad_entries() -> list:
 def test_what_is_refused_is_counted_by_kind_and_named(tmp_path):
     lengths = measured(tmp_path, bad_entries())
     assert lengths.refused.count.total() == len(bad_entries())
-    assert lengths.bad == len(bad_entries())
     assert lengths.usable.tolist() == [True] * 3 + [False] * len(bad_entries())
     assert lengths.refused.count["image path outside its root"] == 2
     for kind in (
@@ -90,34 +88,6 @@ def test_what_is_refused_is_counted_by_kind_and_named(tmp_path):
         assert all("entry " in example for example in first), kind
 
 
-def test_pictures_that_are_not_there_or_are_none(tmp_path):
-    def shows(name):
-        return {"id": name, "image": name, "conversations": conversation("<image>q", "a")}
-
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "page.jpg").write_text("<html>404 not found</html>")
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "book.gif").write_bytes(b"GIF89a")
-    names = ["page.jpg", "empty.jpg", "book.jpg", "gone.png"]
-    lengths = measured(tmp_path, list(map(shows, names)))
-    assert lengths.pictures.count == {"picture missing": 2, "picture unreadable": 2}
-    missing, unreadable = (
-        lengths.pictures.first[f"picture {k}"] for k in ("missing", "unreadable")
-    )
-    assert "book.jpg; there is book.gif" in missing[0]
-    assert "gone.png" in missing[1]
-    assert ";" not in missing[1]
-    assert "page.jpg" in unreadable[0]
-    assert "<html>404" in unreadable[0]
-    assert "0 bytes" in unreadable[1]
-    # They stay in the plan, each to be replaced: what is there may change, the batches may not.
-    assert lengths.usable.all()
-    assert lengths.bad == 4
-    only_there = measured(tmp_path, list(map(shows, names)), check="exist")
-    assert only_there.pictures.count == {"picture missing": 2}
-
-
 def test_repairs_and_repetitions_are_counted(tmp_path):
     typed = {"id": "t", "conversations": conversation("what is </s>?", "USER: nothing")}
     lengths = measured(tmp_path, [typed, typed, {**typed, "id": "other"}])
@@ -129,47 +99,13 @@ def test_repairs_and_repetitions_are_counted(tmp_path):
 
 
 def test_processes_find_what_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_CHUNK", 7)
+    monkeypatch.setattr(spreading, "_CHUNK", 7)
     made = [*small.entries(40), *bad_entries()]
     one, several = (measured(tmp_path, made, processes=n) for n in (1, 2))
     for name in ("entry_N", "tokens_N", "learned_N", "pictures_N", "turns_N"):
         np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
-    for name in ("refused", "repaired", "pictures", "repeated"):
+    for name in ("refused", "repaired", "repeated"):
         assert getattr(several, name) == getattr(one, name)
-
-
-class Deadly:
-    fingerprint = "deadly"
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_process_that_is_killed(dataset):
-    with pytest.raises(ChildProcessError, match=r"was killed from outside.*nothing was written"):
-        preparation.measure(
-            Deadly(),  # pyright: ignore[reportArgumentType]
-            np.arange(2),
-            dataset.renderer,
-            check=None,
-            processes=2,
-        )
-
-
-def test_findings_name_the_first_few():
-    findings = Findings()
-    for number in range(9):
-        findings.add("odd", f"e{number}")
-    other = Findings()
-    other.add("odd", "x")
-    other.add("rare", "y")
-    findings.merge(other)
-    assert findings.count == {"odd": 10, "rare": 1}
-    assert findings.first == {"odd": [f"e{n}" for n in range(5)], "rare": ["y"]}
-    assert Findings.from_json(json.loads(json.dumps(findings.to_json()))) == findings
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
@@ -182,6 +118,15 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         assert getattr(loaded, name).dtype == getattr(lengths, name).dtype
     assert loaded.refused == lengths.refused
     assert preparation.load(tmp_path / "nothing") is None
+
+
+def test_what_was_kept_and_edited(tmp_path):
+    lengths = measured(tmp_path / "data", [])
+    preparation.save(lengths, tmp_path / "kept")
+    with (tmp_path / "kept/lengths.npz").open("wb") as file:
+        np.savez(file, entry_N=lengths.entry_N, tokens_N=lengths.tokens_N + 1)
+    with pytest.raises(ValueError, match=r"is not what was written.*remove the folder"):
+        preparation.load(tmp_path / "kept")
 
 
 @pytest.mark.parametrize("name", ["lengths.npz", "report.json"])
