@@ -19,7 +19,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,6 +240,25 @@ class Built:
     unfinished: tuple[str, ...]
 
 
+def check_target(names: Iterable[str], data_dir: str | os.PathLike[str]) -> None:
+    """Refuses what `build` could not build, without looking at any source."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"got name {name!r} for a data set, expected letters, digits, . _ and -, "
+                "a letter first"
+            )
+    if not os.fspath(data_dir):
+        raise ValueError("got '' to build in, expected a folder")
+    place = files.path(data_dir)
+    if storage.is_remote(str(place)):
+        raise ValueError(
+            f"got data_dir {place}; expected a local folder: build there, and copy what was built"
+        )
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"got {place}, a file; expected a folder to build in")
+
+
 def build(
     path: str | os.PathLike[str],
     *,
@@ -257,17 +276,9 @@ def build(
     """
     if builder not in BUILDERS:
         raise ValueError(f"got builder {builder!r}, expected one of {', '.join(BUILDERS)}")
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"got name {name!r} for a data set, expected letters, digits, . _ and -, a letter first"
-        )
     if shards is not None and shards < 1:
         raise ValueError(f"got shards {shards}, expected 1 or more")
-    place = files.path(data_dir)
-    if storage.is_remote(str(place)):
-        raise ValueError(
-            f"got data_dir {place}; expected a local folder: build there, and copy what was built"
-        )
+    check_target([name], data_dir)
     recipe = Recipe(
         name=name,
         source=str(files.path(path)),
@@ -278,7 +289,7 @@ def build(
     )
     # TFDS tells of downloads, of which there are none.
     with contextlib.redirect_stdout(io.StringIO()):
-        made = BUILDERS[builder](config=recipe, data_dir=str(place))
+        made = BUILDERS[builder](config=recipe, data_dir=str(files.path(data_dir)))
         folder = files.path(made.data_dir)
         reused = folder.exists()
         if reused:

@@ -52,7 +52,7 @@ def test_the_report(run, config, tmp_path):
     table, *rest = outcome.out.split("\n\n")
     header, captions, chats, everything = table.splitlines()
     assert header.split()[:5] == ["source", "has", "taken", "epochs", "refused"]
-    assert chats.split()[:6] == ["chats", "60", "60", "1", "1", "59"]
+    assert chats.split()[:7] == ["chats", "60", "60", "1", "1", "7", "59"]
     assert captions.split()[:3] == ["captions", "60", "random:8"]
     assert everything.split()[0] == "all"
     text = "\n\n".join(rest)
@@ -84,6 +84,64 @@ def test_a_build_is_read_instead(run, config, tmp_path):
     again = run("--config", config, *overrides)
     assert again.out == run("--config", config).out
     assert "kept" in run("--config", config, "--build", tmp_path / "built").out
+
+
+def test_a_build_says_what_is_not_in_it(run, config, tmp_path):
+    (tmp_path / "images/3.png").unlink()
+    (tmp_path / "images/4.png").unlink()
+    (tmp_path / "images/4.png").mkdir()
+    arguments = ("--config", config, "--config.data.max_bad_fraction=1", "--build")
+    new = run(*arguments, tmp_path / "built")
+    assert new.code == 0, new.err
+    chats = new.out.split("built/llava_instruct/chats/1.0.0\n")[1]
+    names = [entry.get("image", []) for entry in small.entries()]
+    held = sum(len(named) if isinstance(named, list) else 1 for named in names)
+    lost = [int(line.split(" × ")[0]) for line in chats.splitlines() if " × picture" in line]
+    assert f"{sum(lost)} of its {held} pictures are not in it\n" in chats
+    assert f"  {lost[0]} × picture missing\n      no picture 3.png in " in chats
+    assert f"  {lost[1]} × picture unreadable\n      got " in chats
+    assert "built again" not in new.out
+
+    small.write(tmp_path / "whole")
+    (tmp_path / "images/4.png").rmdir()
+    for name in ("3.png", "4.png"):
+        (tmp_path / "images" / name).write_bytes((tmp_path / "whole/images" / name).read_bytes())
+    kept = run(*arguments, tmp_path / "built")
+    folder = f"{tmp_path}/built/llava_instruct/chats/1.0.0"
+    assert f"kept {folder}, built before of the same text" in kept.out
+    assert f"{sum(lost)} of its {held} pictures are not in it\n" in kept.out
+    assert f"until {folder} is removed and built again" in kept.out
+
+    whole = run(*arguments, tmp_path / "other")
+    assert f"all its {held} pictures are in it\n" in whole.out
+    again = run(*arguments, tmp_path / "other")
+    assert f"all its {held} pictures are in it\n" in again.out
+    assert "pictures are in it as they were then" in again.out
+    assert "built again" not in again.out
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "says"),
+    [
+        ("my data/x", "built", "got name 'my data/x' for a data set, expected letters"),
+        ("chats", "", "got '' to build in, expected a folder"),
+        ("chats", "gs://bucket/built", "expected a local folder: build there"),
+        ("chats", "chat.json", "a file; expected a folder to build in"),
+    ],
+)
+def test_a_build_that_cannot_be_is_refused_first(run, config, tmp_path, name, folder, says):
+    text = (tmp_path / "run.py").read_text()
+    text = text.replace(
+        "    return config",
+        f"    config.data.sources[{name!r}] = config.data.sources.chats\n    return config",
+    )
+    (tmp_path / "run.py").write_text(text)
+    where = folder if ":" in folder or not folder else tmp_path / folder
+    outcome = run("--config", config, "--build", where)
+    assert outcome.code == 2
+    assert says in outcome.err.splitlines()[-1]
+    assert "preparing" not in outcome.err
+    assert not (tmp_path / "prepared").exists()
 
 
 @pytest.mark.parametrize(
