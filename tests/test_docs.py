@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from llava_jax.config import typed
 from tests.conftest import CHECKOUT, import_torch
 from tests.weights import checkpoints
 
@@ -35,6 +36,9 @@ def test_the_readmes_examples_run(folder_of_a_reader, monkeypatch):
     names: dict = {}
     for block in blocks:  # one after another, as a reader would paste them
         exec(compile(block, "README.md", "exec"), names)
+    config = typed(names["get_config"]())
+    assert config.name == "stage2-v1.5-7b"
+    assert config.data.sources["llava"].take == "fraction:0.1"
 
 
 def test_the_readmes_commands_run(folder_of_a_reader, monkeypatch):
