@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import IO, Any, NoReturn
 
@@ -25,13 +26,47 @@ _BLANKS = b" \t\r\n"
 # How much of a word may be missing (-Infinity, \u12…) when an error is that the text was cut off.
 _CUT = 16
 
+# Quotes that JSON does not know.
+_QUOTES = set("'`‘’‚‛“”„«»")
+
 
 class _Broken(Exception):
-    """Not JSON, at a byte."""
+    """Not JSON, at a byte. mend: what to do, where that is known."""
 
-    def __init__(self, byte: int, reason: str):
+    def __init__(self, byte: int, reason: str, mend: str = ""):
         super().__init__(reason)
         self.byte = byte
+        self.mend = mend
+
+
+def _offence(text: str, start: int, byte: int, error: Exception) -> _Broken:
+    """What in a text is not JSON. start: where its value begins, which is at that byte."""
+    at, reason, mend = start, str(error), ""
+    if isinstance(error, json.JSONDecodeError):
+        at, reason = error.pos, error.msg
+        if text[at : at + 1] in _QUOTES:
+            mend = "JSON's quotes are double, as json.dumps writes them"
+    elif isinstance(error, ValueError):
+        # The decoder does not say where; it is the first that is outside of a text.
+        digits = sys.get_int_max_str_digits() or 10**9  # 0: there is no limit
+        for found in _unreadable(digits).finditer(text, start):
+            if found["word"] or found["digits"]:
+                at = found.start()
+                reason, mend = f"a number of more than {digits} digits", "write it as a text"
+                if found["word"]:
+                    reason = f"{found['word']} is not JSON"
+                    mend = "write null instead, or leave the key out"
+                break
+    return _Broken(byte + len(text[start:at].encode()), reason, mend)
+
+
+def _unreadable(digits: int) -> re.Pattern[str]:
+    """Texts, to step over them, and what is well formed but no value to the decoder."""
+    return re.compile(
+        r'"(?:[^"\\]++|\\.)*+"|(?P<word>-?Infinity|NaN)'
+        rf"|(?<![\w.+-])(?P<digits>-?[0-9]{{{digits + 1},}}+)(?![.eE])",
+        re.DOTALL,
+    )
 
 
 class _Hashed(io.RawIOBase):
@@ -88,21 +123,33 @@ class Scan:
                     yield entry
                     number += 1
         except _Broken as error:
+            line, rest = _line_and_rest(self._path, error.byte)
+            mend = error.mend or _if_cut(error, rest)
             raise ValueError(
-                f"got {self._path}, not JSON at byte {error.byte} (line "
-                f"{_line(self._path, error.byte)}, entry {number} counted from 0): {error}; "
-                "expected a JSON list, or JSON Lines: was the file copied whole?"
+                f"got {self._path}, not JSON at byte {error.byte} (line {line}, entry {number} "
+                f"counted from 0): {error}; expected a JSON list, or JSON Lines"
+                + (f": {mend}" if mend else "")
             ) from error
         self.sha256 = hashed.sha256.hexdigest()
 
 
-def _line(path: str, byte: int) -> int:
+def _line_and_rest(path: str, byte: int) -> tuple[int, bytes]:
+    """Of a byte: the line it is in, and the front of what follows."""
     line = 1
     with files.path(path).open("rb") as file:
         while byte > 0 and (chunk := file.read(min(byte, _CHUNK_BYTES))):
             line += chunk.count(b"\n")
             byte -= len(chunk)
-    return line
+        return line, file.read(2**16)
+
+
+def _if_cut(error: _Broken, rest: bytes) -> str:
+    """A hint where the file seems to break off. rest: what begins with the error."""
+    rest = rest.strip(_BLANKS)
+    ends_open = len(rest) <= _CUT and rest[-1:] not in (b"]", b"}")
+    if ends_open or str(error).startswith("Unterminated string"):
+        return "was the file copied whole?"
+    return ""
 
 
 def parse(text: str) -> object:
@@ -113,10 +160,15 @@ def parse(text: str) -> object:
 def load(path: str) -> tuple[object, str]:
     """All of a small file, and its SHA-256 in hex."""
     data = files.path(path).read_bytes()
+    front = len(data) - len(data.removeprefix(_BOM))
     try:
-        value = parse(data.removeprefix(_BOM).decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"got {path}, not JSON: {error}; was the file copied whole?") from error
+        value = _parse_at(front, data[front:])
+    except _Broken as error:
+        line = 1 + data.count(b"\n", 0, error.byte)
+        mend = error.mend or _if_cut(error, data[error.byte :])
+        raise ValueError(
+            f"got {path}, not JSON: {error} (line {line})" + (f"; {mend}" if mend else "")
+        ) from error
     return value, hashlib.sha256(data).hexdigest()
 
 
@@ -131,22 +183,24 @@ def _line_entries(file: _Hashed) -> Iterator[tuple[int, int, object]]:
             raise _Broken(start, f"a line of more than {_MAX_ENTRY_BYTES} bytes")
         if line.strip(_BLANKS):
             try:
-                text = line.decode()
-            except UnicodeDecodeError as error:
-                raise _Broken(start + error.start, "not UTF-8") from error
-            try:
-                yield start, stop, parse(text)
-            except json.JSONDecodeError as error:
-                at = start + len(text[: error.pos].encode())
-                cut = " (the object goes on in the next line)" if _ends(text, error) else ""
-                raise _Broken(at, error.msg + cut) from error
-            except (ValueError, RecursionError) as error:
-                raise _Broken(start, str(error)) from error
+                value = _parse_at(start, line)
+            except _Broken as error:
+                if line.endswith(b"\n") and not line[error.byte - start :].strip():
+                    error.mend = "the object goes on in the next line"
+                raise
+            yield start, stop, value
         start = stop
 
 
-def _ends(text: str, error: json.JSONDecodeError) -> bool:
-    return not text[error.pos :].strip()
+def _parse_at(byte: int, data: bytes) -> object:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _Broken(byte + error.start, "not UTF-8") from error
+    try:
+        return parse(text)
+    except (ValueError, RecursionError) as error:
+        raise _offence(text, 0, byte, error) from error
 
 
 def _list_entries(file: _Hashed) -> Iterator[tuple[int, int, object]]:
@@ -163,7 +217,9 @@ def _list_entries(file: _Hashed) -> Iterator[tuple[int, int, object]]:
             if text.step(",", "]") == "]":
                 break
     if text.next_character():
-        raise _Broken(text.byte, "something behind the end of the list")
+        raise _Broken(
+            text.byte, "something behind the end of the list", "a list in a file is alone"
+        )
 
 
 class _Text:
@@ -208,10 +264,9 @@ class _Text:
             except json.JSONDecodeError as error:
                 unterminated = error.msg.startswith("Unterminated string")
                 if self._ended or not (unterminated or error.pos >= len(self._text) - _CUT):
-                    at = self.byte + len(self._text[self._at : error.pos].encode())
-                    raise _Broken(at, error.msg) from error
+                    raise _offence(self._text, self._at, self.byte, error) from error
             except (ValueError, RecursionError) as error:
-                raise _Broken(self.byte, str(error)) from error
+                raise _offence(self._text, self._at, self.byte, error) from error
             # Doubled each time: what is long is not begun again for every few bytes of it.
             held = len(self._text) - self._at
             if held > _MAX_ENTRY_BYTES:

@@ -130,17 +130,31 @@ def test_refused(tmp_path, entry, kind):
         ('["a",\n"b" "c"]', 10, 2, 2, "expected , or ], got '\"'"),
         ('["a"}', 4, 1, 1, "expected , or ], got '}'"),
         ('["a",]', 5, 1, 1, "Expecting value"),
-        ('[{"a": NaN}]', 1, 1, 0, "NaN is not JSON"),
+        ('[{"a": NaN}]', 7, 1, 0, "write null instead"),
+        ('[{"a": "NaN",\n "é\\"": [-Infinity,\n "中", NaN]}]', 24, 2, 0, "-Infinity is not JSON"),
         ('["a", Infinity]', 6, 1, 1, "Infinity is not JSON"),
         ('["a"]\n["b"]', 6, 2, 1, "behind the end"),
         ('[{"a": "b\nc"}]', 9, 1, 0, "control character"),
         ('["a", "\\x"]', 7, 1, 1, "escape"),
-        ('["a", [' + "9" * 5000 + "]]", 6, 1, 1, "4300 digits"),
+        ('["a", [' + "9" * 5000 + "]]", 7, 1, 1, "write it as a text"),
+        (
+            '["a", {"9": "' + "9" * 5000 + '",\n"b": -' + "9" * 5000 + "}]",
+            5021,
+            2,
+            1,
+            "4300 digits",
+        ),
+        ('["a",\n{"b": [0.' + "9" * 5000 + ", 1e5, NaN]}]", 5022, 2, 1, "NaN"),
+        ("[{'a': 1}]", 2, 1, 0, "JSON's quotes are double"),
+        ('["a", {"b": [1,\n \'c\']}]', 17, 2, 1, "JSON's quotes are double"),
+        ('["a", “b”]', 6, 1, 1, "JSON's quotes are double"),
+        ("['a']", 1, 1, 0, "JSON's quotes are double"),
         ("[0, " + "[" * 10**5, 4, 1, 1, "recursion"),
         ('{"a": 1}\n{"b": nul}\n', 15, 2, 1, "Expecting value"),
         ('{"a": 1}\n{"é中": nul}\n', 19, 2, 1, "Expecting value"),
         ('{"a": 1}\n\n{"b": 1} {"c": 2}', 19, 3, 1, "Extra data"),
-        ('{"a": 1}\n{"b": -Infinity}', 9, 2, 1, "-Infinity is not JSON"),
+        ('{"a": 1}\n{"b": -Infinity}', 15, 2, 1, "write null instead"),
+        ("{\"a\": 1}\n{'b': 1}", 10, 2, 1, "JSON's quotes are double"),
     ],
 )
 def test_broken(tmp_path, monkeypatch, chunk, text, byte, line, entry, reason):
@@ -151,6 +165,7 @@ def test_broken(tmp_path, monkeypatch, chunk, text, byte, line, entry, reason):
         JsonSource(file)
     assert f"at byte {byte} (line {line}, entry {entry} counted from 0)" in str(caught.value)
     assert reason in str(caught.value)
+    assert "copied whole" not in str(caught.value)
 
 
 @pytest.mark.parametrize("chunk", [5, 8, 2**22])  # with 8, a letter is cut in front of the fault
@@ -174,6 +189,38 @@ def test_cut_anywhere(tmp_path, monkeypatch, chunk):
         file.write_bytes(whole.encode()[:length])
         with pytest.raises(ValueError, match=r"not JSON at byte .* copied whole"):
             JsonSource(file)
+
+
+def test_lines_cut_anywhere(tmp_path):
+    lines = '{"conversations": "é😀\\n", "n": [1.5, true]}\n{"id": "b"}\n'.encode()
+    file = tmp_path / "a"
+    for length in range(1, len(lines)):
+        file.write_bytes(lines[:length])
+        if lines[:length].rstrip(b"\n")[-1:] == b"}":  # nobody could tell
+            JsonSource(file)
+        else:
+            with pytest.raises(ValueError, match=r"not JSON at byte .* copied whole"):
+                JsonSource(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "whole"),
+    [
+        ('{"a": [1,', "Expecting value", False),
+        ('{"a": "b', "Unterminated string", False),
+        ('{"a": NaN}', "NaN is not JSON (line 1); write null instead", True),
+        ('{"b": 1,\n"a": NaN}', "NaN is not JSON (line 2); write null instead", True),
+        ("{'a': 1}", "JSON's quotes are double", True),
+        ('{"a": [' + "9" * 5000 + "]}", "write it as a text", True),
+        ('{"a" 1, "b": "a long text behind it"}', "Expecting ':' delimiter (line 1)", True),
+    ],
+)
+def test_a_small_file(tmp_path, text, says, whole):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json, not JSON: ") as caught:
+        json_index.load(str(tmp_path / "a.json"))
+    assert says in str(caught.value)
+    assert ("copied whole" not in str(caught.value)) is whole
 
 
 def test_an_entry_without_end_is_not_read_to_the_end(tmp_path, monkeypatch):
