@@ -50,6 +50,17 @@ def test_a_reader_who_has_seen_enough():
     assert process.returncode == 141
 
 
+def test_a_terminal_that_knows_ascii_alone():
+    code = "from llava_jax import cli; cli.run(lambda: print('3 × missing'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, b"3 \\xd7 missing\n")
+
+
 def test_success(capsys):
     assert exit_of(lambda: None) == 0
     assert exit_of(lambda: 3) == 3
