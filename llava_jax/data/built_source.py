@@ -22,12 +22,14 @@ INSTALL = "built data sets need an extra: pip install 'llava-jax[data]'"
 
 
 class BuiltPicture(NamedTuple):
-    """A picture whose bytes are at hand. error: why there are none; missing: as there was none."""
+    """A picture whose bytes are at hand. error: why there are none; missing: as there was none.
+    beside: what lay there instead, by another extension."""
 
     name: str
     data: bytes
     error: str
     missing: bool
+    beside: str
 
     def read(self) -> bytes:
         if not self.error:
@@ -38,7 +40,7 @@ class BuiltPicture(NamedTuple):
         return not self.missing
 
     def nearest(self) -> str | None:
-        return None
+        return self.beside or None
 
 
 class BuiltSource:
@@ -142,10 +144,11 @@ def _fields(record: bytes) -> Mapping[str, Sequence[Any]]:
 
 
 def _pictures(fields: Mapping[str, Sequence[Any]]) -> tuple[Picture, ...]:
-    columns = [fields[f"pictures/{name}"] for name in ("name", "bytes", "error", "missing")]
+    names = ("name", "bytes", "error", "missing", "beside")
+    columns = [fields[f"pictures/{name}"] for name in names]
     return tuple(
-        BuiltPicture(name.decode(), data, error.decode(), bool(missing))
-        for name, data, error, missing in zip(*columns, strict=True)
+        BuiltPicture(name.decode(), data, error.decode(), bool(missing), beside.decode())
+        for name, data, error, missing, beside in zip(*columns, strict=True)
     )
 
 

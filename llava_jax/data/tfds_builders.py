@@ -89,6 +89,7 @@ class _Builder(tfds.core.ShardBasedBuilder, skip_registration=True):
             "bytes": text(doc="The picture's file as it was; decode it yourself."),
             "error": text(doc="Why the picture could not be read; its bytes are empty then."),
             "missing": np.int64,
+            "beside": text(doc="Of a missing one: a file whose name differs in the extension."),
         }
         return tfds.core.DatasetInfo(
             builder=self,
@@ -350,12 +351,13 @@ class _Counter:
 
 def _picture(picture: Picture, report: dict[str, Any]) -> dict[str, Any]:
     report["pictures"] += 1
-    found = {"name": picture.name, "bytes": b"", "error": "", "missing": 0}
+    found = {"name": picture.name, "bytes": b"", "error": "", "missing": 0, "beside": ""}
     try:
         found["bytes"] = picture.read()
     except FileNotFoundError as error:
-        _note(report["broken"], "missing", str(error))
-        found |= {"error": str(error), "missing": 1}
+        beside = picture.nearest() or ""
+        _note(report["broken"], "missing", f"{error}; there is {beside}" if beside else str(error))
+        found |= {"error": str(error), "missing": 1, "beside": beside}
     except (OSError, ValueError) as error:
         _note(report["broken"], "unreadable", str(error))
         found["error"] = str(error) or type(error).__name__

@@ -90,6 +90,23 @@ def test_what_was_lost_is_counted(chat):
     assert seen == [(done, 18) for done in range(1, 19)]
 
 
+def test_what_lies_beside_a_missing_picture_is_kept(tmp_path):
+    images = write_pictures(tmp_path / "images")
+    file = write_json(tmp_path / "a", [{"image": ["a.png", "sub/é.jpg", "b.jpg", "a.jpg"]}])
+    where = {"builder": "llava_instruct", "name": "x", "data_dir": tmp_path / "built"}
+    built = build(file, images=images, **where)
+    found = open_source(built.folder)[0].pictures
+    assert [picture.nearest() for picture in found] == ["a.jpg", "sub/é.JPG", None, None]
+    plain = open_source(file, images=images)[0].pictures
+    assert [picture.nearest() for picture in plain] == ["a.jpg", "sub/é.JPG", None, None]
+    first = built.report["train"]["broken"]["missing"]["first"]
+    assert [said.partition("; ")[2] for said in first] == [
+        "there is a.jpg",
+        "there is sub/é.JPG",
+        "",
+    ]
+
+
 def test_threads(tmp_path):
     made = [{"id": str(i), "conversations": TALK * (i % 9)} for i in range(400)]
     file = write_json(tmp_path / "a", made)
