@@ -68,7 +68,7 @@ def page(
         Section("composition", "Composition", table(*composition)),
         Section("refusals", "Refused and repaired", _refusals(refusals)),
         Section("distributions", "Distributions", _distributions(distributions)),
-        Section("legend", "How to read a row", _legend()),
+        Section("legend", "How to read a row", _legend(rows)),
         *(Section(f"row-{row.number}", f"Row {row.number:,}", _row(row)) for row in rows),
     ]
     return document(title, sections, lead=lead)
@@ -78,7 +78,11 @@ def _refusals(refusals: Sequence[Refusal]) -> Html:
     if not refusals:
         return element("p", "None.")
     shown = [
-        [refusal.kind, refusal.count, "\n".join(one_line(text) for text in refusal.examples)]
+        [
+            refusal.kind,
+            refusal.count,
+            element("ul", *(element("li", one_line(text)) for text in refusal.examples)),
+        ]
         for refusal in refusals
     ]
     return table(["kind", "count", "the first"], shown)
@@ -104,10 +108,11 @@ def _distributions(of: Distributions) -> Html:
     )
 
 
-def _legend() -> Html:
+def _legend(shown: Sequence[Row]) -> Html:
     def example(*words: str) -> list[Html]:
         return [element("i", f" {word}") for word in words]
 
+    special = element("span", element("b", "special token", class_="special"), class_="tokens")
     return join(
         element(
             "div",
@@ -115,6 +120,7 @@ def _legend() -> Html:
                 "span", element("span", *example("learned"), class_="learned-text"), class_="tokens"
             ),
             element("span", *example("context:", "only", "read"), class_="tokens"),
+            special if any(row.special_T.any() for row in shown) else "",
             element("span", "image", class_="box image"),
             element("span", "padding", class_="box padding"),
             element("span", "↵ new line"),
@@ -224,7 +230,8 @@ def _run(row: Row, run: Run, shown: Sequence[str]) -> Html:
     tokens = []
     for t in range(run.start, run.stop):
         tag = "i" if shown[t].startswith(" ") else "b"
-        tokens.append(element(tag, shown[t], title=_told(row, t)))
+        mark = {"class_": "special"} if row.special_T[t] else {}
+        tokens.append(element(tag, shown[t], title=_told(row, t), **mark))
     return (
         element("span", *tokens, class_="learned-text") if run.kind == "learned" else join(*tokens)
     )
@@ -232,9 +239,10 @@ def _run(row: Row, run: Run, shown: Sequence[str]) -> Html:
 
 def _told(row: Row, t: int) -> str:
     learned = f"\nlearned{_times(row.weight_T[t])}" if row.weight_T[t] > 0 else ""
+    special = ", special" if row.special_T[t] else ""
     return (
-        f"{rows.spelling(row.piece_T[t])}\nid {row.token_T[t]}\nposition {row.position_T[t]}\n"
-        f"segment {row.segment_T[t]}{learned}"
+        f"{rows.spelling(row.piece_T[t])}\nid {row.token_T[t]}{special}\n"
+        f"position {row.position_T[t]}\nsegment {row.segment_T[t]}{learned}"
     )
 
 

@@ -92,20 +92,30 @@ def _section(section: Section) -> Html:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str | float]]) -> Html:
-    """A table. Columns of nothing but numbers stand on the right; it scrolls where it is wide."""
+    """A table. Columns of nothing but numbers stand on the right.
+
+    Where it is too wide it scrolls, with a shadow where more is; on a phone each row is a card.
+    """
     cells = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
     assert all(len(row) == len(head) for row in cells), [len(row) for row in cells]
-    numeric = [
-        bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(head))
+    numeric = []
+    for i in range(len(head)):
+        filled = [row[i] for row in cells if row[i]]
+        numeric.append(bool(filled) and all(map(_NUMBER.fullmatch, filled)))
+
+    classes = [{"class_": "number"} if yes else {} for yes in numeric]
+    columns = list(zip(head, classes, strict=True))
+    top = element("tr", *(element("th", name, **class_) for name, class_ in columns))
+    body = [
+        element(
+            "tr",
+            *(
+                element("td", cell, data_column=name, **class_)
+                for cell, (name, class_) in zip(row, columns, strict=True)
+            ),
+        )
+        for row in cells
     ]
-
-    def cell(tag: str, column: int, content: str) -> Html:
-        if numeric[column]:
-            return element(tag, content, class_="number")
-        return element(tag, content)
-
-    top = element("tr", *(cell("th", i, name) for i, name in enumerate(head)))
-    body = [element("tr", *(cell("td", i, c) for i, c in enumerate(row))) for row in cells]
     return element(
         "div",
         element("table", element("thead", top), element("tbody", *body)),

@@ -10,7 +10,7 @@ import codecs
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class Row:
 
     piece_T: as the tokenizer spells it, '▁the' or '<0x0A>'; bytes where it works with bytes.
     weight_T: the weight with which this token is learned; 0 = only read.
+    special_T: whether it is a special token, rather than text that spells one.
     image_T: which of `pictures` a token is part of, else NO_IMAGE.
     segments: of segment 1, 2, … in this order.
     """
@@ -59,6 +60,7 @@ class Row:
     token_T: np.ndarray
     piece_T: Sequence[str | bytes]
     weight_T: np.ndarray
+    special_T: np.ndarray
     segment_T: np.ndarray
     position_T: np.ndarray
     image_T: np.ndarray
@@ -88,10 +90,12 @@ def of_batch(
     tokens_per_image: int,
     pictures: Sequence[Picture],
     segments: Sequence[Segment],
+    special_ids: Iterable[int] = (),
 ) -> Row:
     """A row of a valid batch. number: what people call it, as in the packing plan.
 
     piece_T: of every token; what stands at images and padding is not looked at.
+    special_ids: of tokens to mark as special: </s>, <im_start>, …
     """
     index_T, segment_T = batch.image_index_RT[row], batch.segment_RT[row]
     assert len(piece_T) == len(index_T), (len(piece_T), len(index_T))
@@ -107,6 +111,7 @@ def of_batch(
         token_T=batch.token_RT[row],
         piece_T=piece_T,
         weight_T=np.append(np.float32(0), batch.loss_weight_RT[row, :-1]),
+        special_T=np.isin(batch.token_RT[row], list(special_ids)),
         segment_T=segment_T,
         position_T=batch.position_RT[row],
         image_T=image_T,

@@ -52,7 +52,16 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin-top: .75rem; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: 0; white-space: pre-wrap; font-variant-numeric: tabular-nums; }
 
-.wide { overflow-x: auto; }
+.wide {
+  overflow-x: auto; background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll;
+  background-image: linear-gradient(to right, var(--paper) 40%, transparent),
+    linear-gradient(to left, var(--paper) 40%, transparent),
+    linear-gradient(to right, var(--soft), transparent),
+    linear-gradient(to left, var(--soft), transparent);
+  background-size: 2.5rem 100%, 2.5rem 100%, .7rem 100%, .7rem 100%;
+  background-position: 0 0, 100% 0, 0 0, 100% 0;
+}
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td {
   text-align: left; vertical-align: top; padding: .35rem 1.25rem .35rem 0;
@@ -62,6 +71,7 @@ th { color: var(--soft); font-weight: 500; overflow-wrap: normal; }
 td { max-width: 38rem; white-space: pre-wrap; }
 td:not(.number) { min-width: 7.5rem; }
 .number { text-align: right; white-space: nowrap; }
+td ul { margin: 0; padding-left: 1.1rem; }
 
 .plots {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.5rem 2rem;
@@ -142,6 +152,9 @@ td:not(.number) { min-width: 7.5rem; }
 .learned-text i, .learned-text b {
   box-shadow: -1px 0 0 color-mix(in srgb, var(--learned-line) 30%, transparent);
 }
+.tokens .special {
+  border: 1px solid var(--soft); border-radius: 4px; padding: 0 .25em; margin: 0 .1em;
+}
 .tokens .here { outline: 2px solid var(--ink); background-color: var(--here); }
 .box {
   display: inline-flex; align-items: center; gap: .5rem; vertical-align: middle;
@@ -170,6 +183,15 @@ pre {
   body { padding: 1rem 1rem 4rem; }
   h1 { font-size: 1.35rem; }
   .facts { grid-template-columns: 1fr 1fr; gap: .6rem 1rem; }
+  thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+  table, tbody, tr { display: block; }
+  tr { margin: 0 0 1rem; padding: .3rem .7rem; border: 1px solid var(--edge); border-radius: 6px; }
+  td.number, td:not(.number) {
+    display: flex; gap: .7rem; min-width: 0; max-width: none; padding: .2rem 0; text-align: left;
+    border: 0;
+  }
+  td::before { content: attr(data-column); flex: 0 0 7rem; color: var(--soft); }
+  td:empty { display: none; }
   .plots { grid-template-columns: 1fr; }
   .plot text { font-size: 14px; }
   .pictures figure { max-width: calc(50% - .45rem); }

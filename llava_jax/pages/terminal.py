@@ -1,7 +1,7 @@
 """A row in the terminal: what is learned, what is context, images, padding, by segment.
 
-Colours are ANSI's; without them learned text stands in ⟦ ⟧. Nothing from the data reaches the
-terminal as a control character.
+Colours are ANSI's; without them learned text stands in ⟦ ⟧, and special tokens in ⟪ ⟫. Nothing from
+the data reaches the terminal as a control character.
 """
 
 import unicodedata
@@ -21,7 +21,9 @@ from llava_jax.pages.rows import Row, Run
 _RESET = "\x1b[0m"
 _CODES = {
     "learned": "\x1b[1;4;36m",  # bold, underlined, cyan
+    "learned special": "\x1b[1;4;7;36m",  # and its colours changed for each other
     "context": "",
+    "context special": "\x1b[7m",
     "image": "\x1b[33m",
     "padding": "\x1b[2m",
     "rule": "\x1b[1m",
@@ -47,7 +49,7 @@ def show(row: Row, *, colour: bool, width: int) -> str:
     shown = rows.texts(row)
     lines = [
         *_lines(_words("rule", f"row {row.number:,} · {told}"), colour, width),
-        *_lines(_legend(colour), colour, width),
+        *_lines(_legend(row, colour), colour, width),
         *(_drawn(row, width) if colour else ()),
     ]
     for number, runs in rows.by_segment(row):
@@ -58,10 +60,16 @@ def show(row: Row, *, colour: bool, width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _legend(colour: bool) -> list[_Word]:
+def _legend(row: Row, colour: bool) -> list[_Word]:
+    special = "special token" if colour else "⟪special token⟫"
     return [
         *_words("learned", "learned" if colour else "⟦learned⟧"),
         *_words("context", " context (only read)"),
+        *(
+            [[_Part("context", " ")], *_words("context special", special)]
+            if row.special_T.any()
+            else ()
+        ),
         *_words("image", " [image]"),
         *_words("padding", " [padding]"),
         *_words("context", " ↵ new line, · space, ‹E4› byte of a character"),
@@ -89,17 +97,21 @@ def _run(row: Row, run: Run, shown: Sequence[str], colour: bool) -> Iterator[_Wo
         yield [_Part("image", f"[image {run.image} · {run.tokens:,} tokens")]
         yield from _words("image", f" · {caption}]")
     else:
+        special = row.special_T[run.start : run.stop].tolist()
         texts = list(shown[run.start : run.stop])
+        if not colour:
+            texts = [f"⟪{text}⟫" if yes else text for text, yes in zip(texts, special, strict=True)]
         if run.kind == "learned" and not colour:
             texts[0] = "⟦" + texts[0]
             # A line ends behind the bracket, not before it.
             texts[-1] = (texts[-1] + "⟧").replace("\n⟧", "⟧\n")
         word: _Word = []
-        for text in texts:
+        for text, yes in zip(texts, special, strict=True):
             if text.startswith((" ", "⟦ ")) and word:
                 yield word
                 word = []
-            word.append(_Part(run.kind, text.replace(" ", "·", 1) if " " in text[:2] else text))
+            style = f"{run.kind} special" if yes else run.kind
+            word.append(_Part(style, text.replace(" ", "·", 1) if " " in text[:2] else text))
         yield word
 
 

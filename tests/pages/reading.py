@@ -10,12 +10,13 @@ from llava_jax.pages import rows
 
 TAGS = set(
     "html head meta link title style body header nav main section article h1 h2 p a div span dl dt "
-    "dd b i small table thead tbody tr th td figure figcaption img details summary pre output "
-    "svg g rect line path text script".split()
+    "dd b i small ul li table thead tbody tr th td figure figcaption img details summary pre "
+    "output svg g rect line path text script".split()
 )
 ATTRIBUTES = set(
     "lang charset http-equiv content name rel href class id title style src alt width height "
-    "tabindex role aria-label aria-live aria-hidden viewbox x y x1 x2 y1 y2 d text-anchor".split()
+    "tabindex role data-column aria-label aria-live aria-hidden viewbox x y x1 x2 y1 y2 d "
+    "text-anchor".split()
 )
 VOID = {"meta", "link", "img"}
 
@@ -100,8 +101,12 @@ def text_row(
     *,
     padding: int = 0,
     names: Sequence[str] = ("source", "example"),
+    special_ids: Sequence[int] = (),
 ) -> rows.Row:
-    """A row of text alone: pieces of each segment, and with which weights they are learned."""
+    """A row of text alone: pieces of each segment, and with which weights they are learned.
+
+    The first token has id 1000, the next 1001, and so on.
+    """
     lengths = [len(segment) for segment in pieces]
     tokens = sum(lengths) + padding
     batch = empty_batch(tokens, slots=0)
@@ -123,6 +128,7 @@ def text_row(
         tokens_per_image=1,
         pictures=[],
         segments=[rows.Segment(names[0], names[1], names[2:]) for _ in lengths],
+        special_ids=special_ids,
     )
 
 

@@ -88,6 +88,19 @@ def test_a_weight_other_than_1_is_told():
     assert tokens(Reading(page(row)))[1][2] == "b\nid 1001\nposition 1\nsegment 1\nlearned × 0.5"
 
 
+def test_a_special_token_is_told_from_text_that_spells_it():
+    pieces = ["</s>", "</", "s", ">", "</s>"]
+    row = text_row([pieces], [[0, 0, 0, 0, 1]], special_ids=[1000, 1004])
+    reading = Reading(page(row))
+    marked = [e.text for e in reading.of("b", "special") if e.within("article")]
+    assert marked == ["</s>", "</s>"]
+    hovers = [hover.split("\n")[1] for _, _, hover in tokens(reading)]
+    assert hovers == ["id 1000, special", "id 1001", "id 1002", "id 1003", "id 1004, special"]
+    assert "special token" in reading.of("div", "legend")[0].text
+    unmarked = Reading(page(text_row([pieces], [[0] * 5])))
+    assert "special token" not in unmarked.of("div", "legend")[0].text
+
+
 def test_hostile_text_everywhere():
     row = text_row([HOSTILE], [[True] * len(HOSTILE)], names=(*HOSTILE[:2], *HOSTILE))
     made = page(
@@ -189,8 +202,9 @@ def test_the_top_of_the_page():
         "665,298",
         "empty answer",
         "3",
-        "id 1\nid 2",
+        "id 1id 2",
     ]
+    assert [e.text for e in reading.elements if e.tag == "li"] == ["id 1", "id 2"]
     captions = [e.text for e in reading.of("figcaption")]
     counts = [re.findall(r"^n (\d+) ", caption) for caption in captions]
     assert counts == [["500"]] * 4 + [["99"]] * 2

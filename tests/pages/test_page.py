@@ -72,6 +72,16 @@ def test_a_table_sets_columns_of_numbers_right():
         ("3", "number"),
         ("–", "number"),
     ]
+    # A total has no figure in some columns; these are of numbers still.
+    reading = Reading(table(["name", "epochs", "note"], [["a", "1", ""], ["all", "", ""]]))
+    classes = [e.attributes.get("class") for e in reading.elements if e.tag == "td"]
+    assert classes == [None, "number", None] * 2
+
+
+def test_each_cell_names_its_column_for_where_there_is_no_head():
+    reading = Reading(table(["name", '"n"'], [["a", 1], [element("i", "<b>"), 2]]))
+    cells = [(e.attributes["data-column"], e.text) for e in reading.elements if e.tag == "td"]
+    assert cells == [("name", "a"), ('"n"', "1"), ("name", "<b>"), ('"n"', "2")]
 
 
 def test_lines_of_a_value_stay_lines():

@@ -60,6 +60,21 @@ def test_with_colour_the_same_text_is_underlined():
     assert body(ANSI.sub("", coloured)) == body(plain.replace("⟦", "").replace("⟧", ""))
 
 
+def test_a_special_token_is_told_from_text_that_spells_it():
+    row = text_row(
+        [["<s>", "▁a", "</", "s", ">", "</s>", "b"]],
+        [[0, 0, 1, 1, 1, 1, 0]],
+        special_ids=[1000, 1005],
+    )
+    plain = show(row, colour=False, width=80)
+    assert body(plain) == "⟪<s>⟫·a⟦</s>⟪</s>⟫⟧b\n"
+    assert "⟪special token⟫" in plain
+    coloured = show(row, colour=True, width=80).split("\n")[-2]
+    learned, turned, off = "\x1b[1;4;36m", "\x1b[1;4;7;36m", "\x1b[0m"
+    assert coloured == f"\x1b[7m<s>{off}·a{learned}</s>{off}{turned}</s>{off}b"
+    assert "special" not in show(text_row([["</s>"]], [[0]]), colour=False, width=80)
+
+
 @pytest.mark.parametrize("colour", [False, True])
 @pytest.mark.parametrize("width", [0, 20, 33, 80, 500])
 def test_hostile_text_neither_acts_nor_leaves_its_lines(width, colour):
