@@ -208,6 +208,7 @@ def test_lines_cut_anywhere(tmp_path):
     [
         ('{"a": [1,', "Expecting value", False),
         ('{"a": "b', "Unterminated string", False),
+        ('{"a": "a long text, cut in the {middle}', "Unterminated string", False),
         ('{"a": NaN}', "NaN is not JSON (line 1); write null instead", True),
         ('{"b": 1,\n"a": NaN}', "NaN is not JSON (line 2); write null instead", True),
         ("{'a': 1}", "JSON's quotes are double", True),
