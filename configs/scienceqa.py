@@ -2,7 +2,7 @@
 
 python launch/train.py --config configs/scienceqa.py
 
-Before, `prepare_data.py` with the same --config reports on the data, and `inspect_data.py` shows it.
+Before, `prepare_data.py` with the same --config reports on the data; `inspect_data.py` shows it.
 The data is ScienceQA's own folder, data/ScienceQA, with problems.json, pid_splits.json and images/.
 Variants: v1-13b (default, the paper), v1-7b, tiny (the picture world, on a laptop). The paper's
 ablation, the answer before its reasons: --config.data.sources.science_qa.prompt=QCM-ALE; the answer

@@ -2,7 +2,7 @@
 
 python launch/train.py --config configs/stage1.py:v1.5-7b
 
-Before, `prepare_data.py` with the same --config reports on the data, and `inspect_data.py` shows it.
+Before, `prepare_data.py` with the same --config reports on the data; `inspect_data.py` shows it.
 Variants: v1-7b, v1-13b (default, the paper), v1-lightning-7b, v1-lightning-13b, v1.5-7b, v1.5-13b,
 tiny (the picture world, on a laptop). Data: LLaVA-CC3M-Pretrain-595K for v1, LLaVA-Pretrain (558K)
 for the others, in data/; `images` may stay zipped.
