@@ -88,6 +88,7 @@ def readable(dataset: Dataset, read: Read, place: int, number: int) -> rows.Row:
         tokens_per_image=dataset.renderer.tokens_per_image,
         pictures=pictures,
         segments=segments,
+        special_ids=tokenizer.specials.values(),
     )
 
 

@@ -38,6 +38,7 @@ def test_a_row_in_the_terminal(run, config):
     outcome = run("--config", config, "--step", 1)
     assert outcome.code == 0, outcome.err
     assert "⟦" in outcome.out
+    assert "⟪</s>⟫" in outcome.out  # the token, not its spelling
     assert "\x1b" not in outcome.out  # no terminal
 
 
