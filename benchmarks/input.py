@@ -164,9 +164,6 @@ def _time(epoch: Epoch, count: int) -> Took:
     return took
 
 
-# Ours.
-
-
 def _ours(
     files: Sequence[Path], processing: ImageProcessing, stack: contextlib.ExitStack
 ) -> Iterator[Way]:
@@ -247,9 +244,6 @@ def _ahead(
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-# Theirs.
 
 
 class _Pictures:
