@@ -22,6 +22,7 @@ setup(
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
         "numpy>=2.1,<3",
         "etils[epath]>=1.15,<2",
         "orbax-checkpoint>=0.12.8,<0.13",

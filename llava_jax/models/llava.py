@@ -17,6 +17,7 @@ width, V padded vocabulary.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 from llava_jax.batch import ROW_END, Batch
 from llava_jax.models.clip_vit import ClipConfig, ClipVit
 from llava_jax.models.llama import Cache, Decoder, Embedding, Head, LlamaConfig, empty_cache
+from llava_jax.models.loss import cross_entropy
 from llava_jax.models.projector import Projector, ProjectorConfig
 from llava_jax.models.stack import Compute, Params, Placement
 
@@ -192,12 +194,7 @@ class Llava:
 
     def head(self, params: Params, x):
         """Hidden states [..., D] → f32 logits [..., V]; only the first num_ids columns count."""
-        language = params["language"]
-        if self.config.language.tie_embeddings:
-            embedding = self._gather(language["embed"], "language/embed")
-            return _apply(self._head, {}, x, embedding)
-        head = self._gather(language["head"], "language/head")
-        return _apply(self._head, head, x)
+        return _apply(self._head, *self._gather_head(params)(x))
 
     def logits(self, params: Params, batch: Batch):
         """The whole forward pass of a Batch → [R, T, num_ids], for parity checks and small models.
@@ -208,6 +205,29 @@ class Llava:
         x_RTD = self.embed(params, batch.token_RT, feature_RKPD, batch.image_index_RT)
         x_RTD, _ = self.decode(params, x_RTD, batch.position_RT, batch.segment_RT)
         return self.head(params, x_RTD)[..., : self.config.language.num_ids]
+
+    def token_losses(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        chunks: int = 1,
+        dropout_key_R: jax.Array | None = None,
+    ):
+        """Cross entropy of each token's target, f32 [R, T]; what counts is for the weights to say.
+
+        chunks: the head is taken in so many pieces of each row, and again in the backward pass, so
+        that logits of one piece exist at a time.
+        """
+        feature_RKPD = self.encode_images(params, batch.pixel_RKHW3)
+        x_RTD = self.embed(params, batch.token_RT, feature_RKPD, batch.image_index_RT)
+        x_RTD, _ = self.decode(
+            params, x_RTD, batch.position_RT, batch.segment_RT, dropout_key_R=dropout_key_R
+        )
+        head = self._gather_head(params)  # once, not for every piece
+        return cross_entropy(
+            lambda x_RTD: _apply(self._head, *head(x_RTD)), x_RTD, batch.target_RT, chunks
+        )
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """Zeros; on a mesh make it under `jit` with Layout.cache_shardings."""
@@ -232,6 +252,15 @@ class Llava:
     @property
     def _head(self) -> nn.Module:
         return Head(self.config.language, self.compute)
+
+    def _gather_head(self, params: Params) -> Callable[[Any], tuple[Any, ...]]:
+        """What the head module is applied to, for hidden states to come."""
+        language = params["language"]
+        if self.config.language.tie_embeddings:
+            embedding = self._gather(language["embed"], "language/embed")
+            return lambda x: ({}, x, embedding)
+        head = self._gather(language["head"], "language/head")
+        return lambda x: (head, x)
 
     def _gather(self, params: Params, path: str) -> Params:
         return self.placement.gather(params, path)

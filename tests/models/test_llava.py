@@ -85,8 +85,8 @@ class Conversation(NamedTuple):
         )
 
 
-def draw_conversations(config: LlavaConfig) -> list[Conversation]:
-    rng, ids = np.random.default_rng(5), config.language.num_ids
+def draw_conversations(config: LlavaConfig, seed: int = 5) -> list[Conversation]:
+    rng, ids = np.random.default_rng(seed), config.language.num_ids
 
     def text(length: int) -> np.ndarray:
         drawn = rng.integers(0, ids - 1, length)
