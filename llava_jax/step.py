@@ -60,6 +60,21 @@ def init(trainable: Params, adamw: AdamW) -> State:
     )
 
 
+def shardings(trainable: Params, adamw: AdamW, layout: Layout) -> State:
+    """Where a state lies: the moments as their weights, the counts everywhere. Given to `jit` on
+    both sides, so that the second step is the program of the first. trainable: arrays or shapes."""
+    transformation = adamw.transformation(trainable)
+    placed = layout.param_shardings(trainable)
+    opt = optax.tree_map_params(
+        transformation,
+        lambda _, sharding: sharding,
+        jax.eval_shape(transformation.init, trainable),
+        placed,
+        transform_non_params=lambda _: layout.replicated,
+    )
+    return State(layout.replicated, placed, opt)  # pyright: ignore[reportArgumentType]
+
+
 def token_sums(model: Llava, num_sources: int, chunks: int = 1) -> Loss:
     """The loss of LLaVA's training, LoRA's dropout with it."""
     drops = model.config.language.lora.rank > 0 and model.config.language.lora.dropout > 0
@@ -132,7 +147,7 @@ def make_step(
         sums, gradients = program(state.trainable, frozen, rows)
         weight = jnp.maximum(sums.weight, 1.0)
         gradients = jax.tree.map(lambda leaf: leaf / weight, gradients)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         mean = sums.loss / weight
         finite = jnp.isfinite(mean) & jnp.isfinite(norm)
         rate = lr(state.step)

@@ -45,11 +45,13 @@ class Run:
         trainable, frozen = optim.split(params, stage)
         self.layout = layout
         self.frozen = jax.device_put(frozen, layout.param_shardings(frozen))
-        placed = jax.device_put(trainable, layout.param_shardings(trainable))
-        self.state = jax.jit(functools.partial(step.init, adamw=adamw))(placed)
+        lies = step.shardings(trainable, adamw, layout)
+        placed = jax.device_put(trainable, lies.trainable)
+        self.state = jax.jit(functools.partial(step.init, adamw=adamw), out_shardings=lies)(placed)
         lr = optim.schedule(LR, steps=STEPS, warmup_ratio=WARMUP)
         self._step = jax.jit(
-            step.make_step(step.token_sums(model, 2, chunks), adamw, lr, layout, parts=parts)
+            step.make_step(step.token_sums(model, 2, chunks), adamw, lr, layout, parts=parts),
+            out_shardings=(lies, layout.replicated),
         )
 
     def __call__(self, batch: Batch) -> step.Metrics:
@@ -194,3 +196,46 @@ def trained(
 def test_a_cut_changes_no_loss(cut, whole):
     # Measured worst: see the figures of the suite; f32 sums run in another order.
     np.testing.assert_allclose(trained(**CUTS[cut]), whole, rtol=1e-5)
+
+
+# --- one compilation, nothing of what is frozen, and steps that are skipped ---
+
+
+def test_one_compilation_whatever_comes():
+    run = Run(tiny.CONFIG, tiny.draw_params(), STAGE_2, Layout(make_mesh(MeshShape(fsdp=(8,)))))
+    for number in range(3):
+        run(tiny.draw_batch(seed=number))
+    assert run._step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(where):
+    run = Run(tiny.CONFIG, tiny.draw_params(), optim.STAGE_1, one_device())
+    for number in range(2):
+        run(tiny.draw_batch(seed=number))
+    before = jax.device_get(run.state)
+    batch = tiny.draw_batch(seed=2)
+    if where == "loss":
+        batch.loss_weight_RT[np.nonzero(batch.loss_weight_RT)] = np.inf
+        metrics = run(batch)
+        assert not np.isfinite(metrics.loss)
+    else:
+        frozen, whole = run.frozen, jax.tree.map(np.array, jax.device_get(run.frozen))
+        whole["vision"]["patch_kernel"][:] = np.nan
+        run.frozen = jax.device_put(whole, run.layout.param_shardings(whole))
+        metrics = run(batch)
+        run.frozen = frozen
+        assert not np.isfinite(metrics.norm)
+    assert metrics.skipped == 1
+    assert run.state.step == before.step + 1
+    for leaf, old in _pairs((run.state.trainable, run.state.opt), (before.trainable, before.opt)):
+        np.testing.assert_array_equal(leaf, old)
+    assert run(tiny.draw_batch(seed=3)).skipped == 0
+
+
+def test_a_batch_with_nothing_to_learn_is_no_failure():
+    run = Run(tiny.CONFIG, tiny.draw_params(), STAGE_2, one_device())
+    batch = tiny.draw_batch()
+    batch.loss_weight_RT[:] = 0
+    metrics = run(batch)
+    assert (metrics.loss, metrics.norm, metrics.skipped) == (0, 0, 0)
