@@ -63,7 +63,7 @@ def _read_remote_picture(path: str) -> bytes:
         data = client(path).cat_file(path, start=0, end=MAX_PICTURE_BYTES + 1)
     except FileNotFoundError:
         raise
-    except Exception:
+    except Exception:  # each bucket's client has a kind of its own for "no such part"
         if client(path).size(path) == 0:  # of nothing, no part can be asked for
             return b""
         raise

@@ -9,19 +9,11 @@ from llava_jax.data.dataset import open_dataset
 from llava_jax.data.pipeline import read_ahead
 from llava_jax.data.schedule import schedule
 from tests.data import small
-from tests.launch.test_prepare_data import CONFIG
 
 
 @pytest.fixture
 def run(run_verb):
     return functools.partial(run_verb, inspect_data)
-
-
-@pytest.fixture
-def config(tmp_path):
-    small.write(tmp_path)
-    (tmp_path / "run.py").write_text(CONFIG.format(folder=tmp_path))
-    return str(tmp_path / "run.py")
 
 
 def test_the_page(run, config, tmp_path):

@@ -9,36 +9,10 @@ from launch import prepare_data
 from llava_jax.data.source import open_source
 from tests.data import small
 
-CONFIG = """
-from llava_jax import config as c
-
-VARIANTS = {{"": ""}}
-
-def get_config(variant=""):
-    config = c.defaults()
-    config.data.sources = c.sources(
-        chats=c.Source("{folder}/chat.json", images=("{folder}/images",)),
-        captions=c.Source("{folder}/chat.json", images=("{folder}/images",), take="random:8"),
-    )
-    config.data.tokenizer = "{folder}/tokenizer"
-    config.data.image_size, config.data.patch_size = 28, 14
-    config.data.conversation_tokens = config.batch.tokens = 320
-    config.batch.conversations, config.batch.images = 8, 6
-    config.data.prepared = "{folder}/prepared"
-    return config
-"""
-
 
 @pytest.fixture
 def run(run_verb):
     return functools.partial(run_verb, prepare_data)
-
-
-@pytest.fixture
-def config(tmp_path):
-    small.write(tmp_path)
-    (tmp_path / "run.py").write_text(CONFIG.format(folder=tmp_path))
-    return str(tmp_path / "run.py")
 
 
 def test_the_report(run, config, tmp_path):
