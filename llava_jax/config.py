@@ -15,7 +15,7 @@ import re
 import runpy
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -74,6 +74,8 @@ class Batch:
 
     pack: several conversations a row, blind to each other. by_length: without packing, steps of
     conversations of like length, with or without pictures, as the reference groups them.
+    loss_groups: the loss is the mean of so many groups' means, each of as many rows; 1 = the mean
+    over all that the step learns.
     """
 
     conversations: int = 128
@@ -81,17 +83,142 @@ class Batch:
     tokens: int = 4096
     images: int = 12
     by_length: bool = False
+    loss_groups: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank factors beside the language model's matrices; rank 0 = none."""
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """start: the model folder that training starts from. projector: where its projector comes from
+    instead: stage 1's workdir, a model folder, or a file mm_projector.bin; '' = the folder's own.
+
+    select_layer: the vision tower's hidden state that is read, -1 its last; 0 = as the folder says.
+    frozen_dtype: what lies in memory of what does not train; 'stored' = as it came.
+    """
+
+    start: str = ""
+    projector: str = ""
+    select_layer: int = 0
+    frozen_dtype: Literal["bfloat16", "float32", "stored"] = "bfloat16"
+    lora: Lora = Lora()
+
+
+# What trains, as patterns of whole parameter paths.
+STAGE_1 = ("projector/.*",)
+# v1's own words for a picture's ends learn with the projector; only as inputs.
+STAGE_1_START_END = (*STAGE_1, "language/embed/added")
+STAGE_2 = ("projector/.*", "language/.*")
+LORA = ("projector/.*", "language/.*/lora_[ab]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW, its rate rising over warmup_ratio of the steps and then falling along a cosine.
+
+    trains: STAGE_1 and its kind. projector_lr: 0 = lr. clip: the gradient's largest norm, 0 = any.
+    """
+
+    trains: tuple[str, ...] = ()
+    lr: float = 2e-5
+    projector_lr: float = 0.0
+    warmup_ratio: float = 0.03
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the machine is used; the same training, whatever it says.
+
+    data, fsdp, tensor: devices along each axis of the mesh; one of them may be 0: those that are
+    left. gather: of sharded weights, see sharding.Layout. dtype, remat, scan: see
+    models.stack.Compute; attention: 'auto' is splash on a TPU, else xla. parts: a step's rows are
+    taken in so many, one after another. loss_pieces: of a row, for its logits.
+    cache: where compiled programs are kept; '' = nowhere.
+    """
+
+    data: int = 1
+    fsdp: tuple[int, ...] = (0,)
+    tensor: int = 1
+    gather: Literal["explicit", "explicit by axis", "gspmd"] = "explicit"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: str = "auto"
+    remat: str = "full"
+    scan: bool = True
+    parts: int = 1
+    loss_pieces: int = 1
+    cache: str = "~/.cache/llava_jax/compiled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """every: so many steps. keep: the last ones, and each of a step that keep_every divides."""
+
+    every: int = 500
+    keep: int = 2
+    keep_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What is not learned from: its loss, and greedy answers to its first questions, every so many
+    steps and at the end. 0 = never."""
+
+    sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    every: int = 500
+    answers: int = 4
+    answer_tokens: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """wandb: a project's name; '' = without. profile_at: the step whose trace is taken, with those
+    after it; 0 = none."""
+
+    tensorboard: bool = True
+    wandb: str = ""
+    profile_at: int = 0
+    profile_steps: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run. Sections are documented at their classes."""
+    """A run. Sections are documented at their classes.
+
+    fidelity: 'paper' does as the reference does where we differ by choice: one conversation a row,
+    and the loss the mean of its eight devices' means. export: the layout for PyTorch that the
+    trained model is written in as well; '' = only ours.
+    """
 
     name: str = "run"
     seed: int = 42
     epochs: int = 1
+    fidelity: Literal["ours", "paper"] = "ours"
     data: Data = Data()
     batch: Batch = Batch()
+    model: Model = Model()
+    optim: Optim = Optim()
+    compute: Compute = Compute()
+    checkpoints: Checkpoints = Checkpoints()
+    held_out: HeldOut = HeldOut()
+    log: Log = Log()
+    export: Literal["", "hf", "original", "peft"] = ""
+
+
+# The reference's recipes are all for eight devices.
+_REFERENCE_DEVICES = 8
 
 
 def defaults() -> Any:
@@ -145,7 +272,24 @@ def start_from(name: str) -> Any:
 
 def typed(tree: ConfigDict) -> Config:
     """The dataclasses of a filled-in ConfigDict."""
-    return _typed(Config, tree, "config")
+    config = _typed(Config, tree, "config")
+    if config.fidelity == "paper":
+        batch = dataclasses.replace(config.batch, pack=False, loss_groups=_REFERENCE_DEVICES)
+        config = dataclasses.replace(config, batch=batch)
+    return config
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every field's value by its path, 'optim.lr': what JSON keeps and people compare."""
+
+    def fields(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, Mapping):
+            for name, inside in value.items():
+                yield from fields(f"{prefix}.{name}" if prefix else name, inside)
+        else:
+            yield prefix, value
+
+    return dict(fields("", dataclasses.asdict(config)))
 
 
 def parse_arguments(
@@ -204,7 +348,8 @@ def _parsed(text: str, like: object) -> object:
     if isinstance(like, str):
         return text
     if isinstance(like, tuple) and text[:1] not in ("(", "["):
-        return tuple(filter(None, text.split(",")))
+        numbers = like and isinstance(like[0], int)
+        return tuple(_parsed(item, like=0 if numbers else "") for item in text.split(",") if item)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -17,14 +17,6 @@ from llava_jax.sharding import leaf_paths
 
 Params = Mapping[str, Any]
 
-# A stage is a list of patterns of whole paths.
-STAGE_1 = (r"projector/.*",)
-# v1's own words for a picture's ends learn with the projector; only as inputs.
-STAGE_1_START_END = (*STAGE_1, r"language/embed/added")
-STAGE_2 = (r"projector/.*", r"language/.*", r"row_end")
-LORA = (r"projector/.*", r"language/.*/lora_[ab]")
-
-
 def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
     """The trainable and the frozen leaves, each a tree of its own. A pattern that fits no leaf is
     refused: it would train less than was asked for."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llava_jax import optim, step
+from llava_jax.config import STAGE_1, STAGE_1_START_END, STAGE_2
 from llava_jax.models.llava import Llava, released
 from llava_jax.optim import AdamW
 from llava_jax.sharding import leaf_paths
@@ -22,7 +23,7 @@ def released_shapes(name: str):
 
 
 def test_stage_1_trains_the_projector_alone():
-    trainable, frozen = optim.split(released_shapes("v1.5-13b"), optim.STAGE_1)
+    trainable, frozen = optim.split(released_shapes("v1.5-13b"), STAGE_1)
     assert paths_of(trainable) == {
         f"projector/linear_{n}/{leaf}" for n in (0, 1) for leaf in ("kernel", "bias")
     }
@@ -37,7 +38,7 @@ def test_stage_1_trains_the_projector_alone():
 
 
 def test_stage_1_with_start_and_end_tokens_trains_their_input_rows_too():
-    trainable, _ = optim.split(released_shapes("v1-7b"), optim.STAGE_1_START_END)
+    trainable, _ = optim.split(released_shapes("v1-7b"), STAGE_1_START_END)
     assert paths_of(trainable) == {
         "projector/linear_0/kernel",
         "projector/linear_0/bias",
@@ -48,14 +49,14 @@ def test_stage_1_with_start_and_end_tokens_trains_their_input_rows_too():
 
 def test_stage_2_trains_all_but_the_tower():
     params = released_shapes("v1-7b")
-    trainable, frozen = optim.split(params, optim.STAGE_2[:2])
+    trainable, frozen = optim.split(params, STAGE_2)
     assert {path.split("/")[0] for path in paths_of(frozen)} == {"vision"}
     assert paths_of(trainable) | paths_of(frozen) == paths_of(params)
 
 
 def test_what_was_split_is_joined():
     params = tiny.draw_params()
-    for patterns in (optim.STAGE_1, optim.STAGE_2[:2], (r".*bias",), (r".*",)):
+    for patterns in (STAGE_1, STAGE_2, (r".*bias",), (r".*",)):
         joined = optim.join(*optim.split(params, patterns))
         assert jax.tree.structure(joined) == jax.tree.structure(params)
         jax.tree.map(np.testing.assert_array_equal, joined, params)
