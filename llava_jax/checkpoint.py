@@ -1,28 +1,297 @@
-"""A training run's checkpoints: what trained, apart from the base it trained on.
+"""A training run's workdir: its settings, and its checkpoints, from which it goes on to the bit.
 
+    WORKDIR/config.json         the settings the run was started with
     WORKDIR/checkpoints/STEP/
         trainable/   the leaves that train, as they lie in memory
         opt/         the optimizer's state
-        meta/        JSON: step, about (model_folder.About), base (model_folder.Base), …
+        meta/        JSON: see Meta; and a sum over the bits of every leaf
+    WORKDIR/damaged/STEP/       what could not be restored, put aside
 
-Frozen weights are not in it: they are the base's, named by fingerprint.
+Frozen weights are not in it: they are the base's, named by fingerprint. Checkpoints are written in
+the background and appear when they are complete.
 """
 
-from typing import Any
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from llava_jax import files, model_folder
+from llava_jax import files, model_folder, processes
 from llava_jax.model_folder import About, Base, StoredModel
+from llava_jax.step import State
 from llava_jax.weights import orbax_io, settings
 from llava_jax.weights.memory import stored_from_memory
 
-CHECKPOINTS, TRAINABLE, META = "checkpoints", "trainable", "meta"
+CHECKPOINTS, TRAINABLE, OPT, META = "checkpoints", "trainable", "opt", "meta"
+CONFIG, DAMAGED = "config.json", "damaged"
+FORMAT = 1
+_SAVE_SECONDS = 1200  # the longest that hosts wait for each other's part of a checkpoint
+_PROBE_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint belongs to. data: the dataset's fingerprint. rows: of a step, which the
+    number of devices decided when the run began. skipped: steps so far that changed nothing."""
+
+    about: About
+    base: Base
+    data: Mapping[str, Any]
+    rows: int
+    skipped: int = 0
+
+
+class Restored(NamedTuple):
+    """notes: checkpoints that were passed over, and why."""
+
+    step: int
+    state: State
+    meta: Meta
+    notes: tuple[str, ...]
 
 
 def is_workdir(folder: epath.Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
+
+
+def claim(
+    workdir: epath.Path, config: Mapping[str, Any], *, need: int, allow_changes: bool
+) -> bool:
+    """Makes the folder a run's, or finds it to be this run's: whether there was one before.
+
+    config: the fields that decide what is learned. need: bytes that its checkpoints will take, on
+    a local disk found to be free now.
+    """
+    before = workdir / CONFIG
+    if not before.exists() and workdir.exists() and any(workdir.iterdir()):
+        raise ValueError(
+            f"got --workdir {workdir}, which holds other files; expected a new folder, or a run's"
+        )
+    is_new = not before.exists()
+    if not is_new:
+        there = settings.Settings.read(before).values
+        if (changed := differences(config, there)) and not allow_changes:
+            raise ValueError(
+                f"{workdir} holds a run with other settings; start with another --workdir, or say "
+                "--allow_changes:\n  " + "\n  ".join(changed)
+            )
+    if processes.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        _try_to_write(workdir, need)
+        files.write_json(before, dict(config))
+    processes.barrier("workdir")
+    return not is_new
+
+
+def _try_to_write(workdir: epath.Path, need: int) -> None:
+    """A full disk is found before hours of training, not by the first checkpoint after them."""
+    probe = workdir / f".probe-{uuid.uuid4().hex}"
+    try:
+        probe.write_bytes(bytes(_PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
+    if "://" in str(workdir):
+        return
+    if (free := shutil.disk_usage(workdir).free) < need:
+        raise OSError(
+            f"{workdir}: got {free / 1e9:.1f} GB of free disk, expected {need / 1e9:.1f} for this "
+            "run's checkpoints: free some, choose another --workdir, or keep fewer "
+            "(config.checkpoints.keep)"
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one run, on all hosts alike. Close it: the last may still be written."""
+
+    def __init__(self, workdir: epath.Path, *, keep: int, keep_every: int):
+        self._workdir, self._folder = workdir, workdir / CHECKPOINTS
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=(TRAINABLE, OPT, META),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS),
+            ),
+        )
+        self._last: int | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()
+        except Exception:
+            if kind is None:  # else what ended the run is what should be told
+                raise
+
+    def check(self) -> None:
+        """Raises if the checkpoint in the background could not be written."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise OSError(
+                f"{self._folder}: the checkpoint of step {self._last} was not written: {error}"
+            ) from error
+
+    def save(self, step: int, state: State, meta: Meta, *, wait: bool = False) -> None:
+        """Begins to write; the state may be changed at once. wait: until it is all there."""
+        self.check()
+        if self._last != step:
+            described = {
+                "llava_jax": FORMAT,
+                "step": step,
+                **settings.to_json(meta),
+                "bits": bits_of(state),
+            }
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    trainable=ocp.args.StandardSave(state.trainable),
+                    opt=ocp.args.StandardSave(state.opt),
+                    meta=ocp.args.JsonSave(described),
+                ),
+            )
+            self._last = step
+        if wait:
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self.check()
+
+    def restore(self, like: State, meta: Meta) -> Restored | None:
+        """The last checkpoint that is whole, in the shardings of `like`; None: there is none.
+
+        One that cannot be read, or whose bits are not those that were written, is put aside for
+        the one before. One of other weights or other data is refused.
+        """
+        notes: list[str] = []
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            found, problem = None, ""
+            try:
+                found = self._restore(step, like, meta)
+            except _Refused as refused:
+                raise ValueError(str(refused)) from None
+            except Exception as error:  # whatever a damaged file makes of its reader
+                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            if processes.sum_over_processes(found is None) == 0:
+                assert found is not None
+                self._last = step
+                return Restored(step, *found, tuple(notes))
+            notes.append(f"step {step} is damaged ({problem or 'on another host'})")
+            self._put_aside(step)
+        if steps:
+            raise ValueError(
+                f"{self._folder}: none of the checkpoints can be restored; expected at least one; "
+                f"they are in {self._workdir / DAMAGED} now, and the same command starts from the "
+                "beginning:\n  " + "\n  ".join(notes)
+            )
+        return None
+
+    def _restore(self, step: int, like: State, meta: Meta) -> tuple[State, Meta]:
+        values = _read_meta(self._folder / str(step) / META)
+        there = _meta_of(values, f"{self._folder}/{step}")
+        if refusal := _other(there, meta):
+            raise _Refused(f"{self._folder}/{step} {refusal}")
+        read = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                trainable=ocp.args.StandardRestore(like.trainable),
+                opt=ocp.args.StandardRestore(like.opt),
+            ),
+        )
+        count = jax.device_put(np.int32(step), like.step.sharding)
+        state = State(count, read[TRAINABLE], read[OPT])
+        if differing := differences(bits_of(state), values.get("bits", {})):
+            raise ValueError(f"{len(differing)} of its arrays are not as they were written")
+        return state, there
+
+    def _put_aside(self, step: int) -> None:
+        if processes.is_first():
+            (self._workdir / DAMAGED).mkdir(exist_ok=True)
+            target = self._workdir / DAMAGED / str(step)
+            if target.exists():
+                target.rmtree()
+            (self._folder / str(step)).rename(target)
+        processes.barrier("damaged checkpoint")
+        self._manager.reload()
+
+
+class _Refused(Exception):
+    """A checkpoint that is whole, and not this run's."""
+
+
+def _other(there: Meta, here: Meta) -> str | None:
+    """Why a checkpoint does not belong to what is trained here."""
+    if there.base.fingerprint != here.base.fingerprint:
+        return (
+            f"was trained over weights of fingerprint {there.base.fingerprint[:12]}… "
+            f"({there.base.path}); got {here.base.fingerprint[:12]}… ({here.base.path}): expected "
+            "the same; give config.model.start those, or choose another --workdir"
+        )
+    if there.about.config != here.about.config:
+        changed = differences(settings.to_json(here.about), settings.to_json(there.about))
+        return "is of another architecture:\n  " + "\n  ".join(changed)
+    if changed := differences(here.data, there.data):
+        return (
+            "was trained on other data; expected the same, or another --workdir:\n  "
+            + "\n  ".join(changed)
+        )
+    return None
+
+
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
+    """What two mappings say differently, in words."""
+    absent = object()
+    return [
+        f"{name}: {_short(here.get(name, absent))} here, {_short(there.get(name, absent))} there"
+        for name in sorted({*here, *there})
+        if _plain(here.get(name, absent)) != _plain(there.get(name, absent))
+    ]
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)  # tuples and lists are one in JSON
+
+
+def _short(value: Any) -> str:
+    text = _plain(value)
+    return "nothing" if "object object" in text else text if len(text) <= 60 else f"{text[:57]}…"
+
+
+@jax.jit
+def _bits(leaves: list[jax.Array]) -> list[jax.Array]:
+    """The sum of each array's bits, as whole numbers: the same however it is cut over devices, and
+    another if any one bit is."""
+    words = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+    return [
+        jnp.sum(
+            jax.lax.bitcast_convert_type(leaf, words[leaf.dtype.itemsize]).astype(jnp.uint32),
+            dtype=jnp.uint32,
+        )
+        for leaf in leaves
+    ]
+
+
+def bits_of(state: State) -> dict[str, int]:
+    leaves = jax.tree.leaves_with_path({TRAINABLE: state.trainable, OPT: state.opt})
+    sums = jax.device_get(_bits([leaf for _, leaf in leaves]))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return {name: int(total) for name, total in zip(names, sums, strict=True)}
+
+
+# Reading a workdir as a model.
 
 
 def read_model(
@@ -37,10 +306,9 @@ def read_model(
             else f"{workdir}: holds no finished checkpoint"
         )
     folder = workdir / CHECKPOINTS / str(steps[-1] if step is None else step)
-    meta = _read_meta(folder / META)
-    about = settings.from_json(About, meta.get("about"), f"{folder / META}, 'about'")
-    named = settings.from_json(Base, meta.get("base"), f"{folder / META}, 'base'")
-    under = model_folder.read_base(workdir, named, base)
+    meta = _meta_of(_read_meta(folder / META), str(folder / META))
+    about = meta.about
+    under = model_folder.read_base(workdir, meta.base, base)
     trained = stored_from_memory(about.config, orbax_io.read(folder / TRAINABLE))
     leaves = {**under.leaves, **trained}
     model_folder.check_leaves(leaves, model_folder.stored_shapes(about.config))
@@ -52,6 +320,20 @@ def read_model(
         digests=digests,
         own=frozenset(trained),
         notes=(f"step {folder.name} of {workdir}: {len(trained)} tensors trained",),
+    )
+
+
+def _meta_of(values: Mapping[str, Any], where: str) -> Meta:
+    if values.get("llava_jax") != FORMAT:
+        raise ValueError(
+            f'{where}: got format {values.get("llava_jax")!r}, expected "llava_jax": {FORMAT}'
+        )
+    return Meta(
+        about=settings.from_json(About, values.get("about"), f"{where}, 'about'"),
+        base=settings.from_json(Base, values.get("base"), f"{where}, 'base'"),
+        data=values["data"],
+        rows=values["rows"],
+        skipped=values["skipped"],
     )
 
 

@@ -158,6 +158,7 @@ class Progress:
         self._done = 0
         self._start = self._last = clock()
         self._tenths = 0
+        self._note = ""
 
     def __enter__(self) -> "Progress":
         return self
@@ -173,8 +174,10 @@ class Progress:
             self._stream.write("\n")
             self._stream.flush()
 
-    def advance(self, count: int = 1) -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """note: shown behind the numbers, until the next one."""
         self._done += count
+        self._note = note
         now = self._clock()
         waited = now - self._last
         tenths = 10 * self._done // max(self._total, 1)
@@ -193,6 +196,7 @@ class Progress:
             line += f", {rate:.1f} {self._unit}/s" if rate >= 1 else f", {1 / rate:.1f} s each"
             left = (self._total - self._done) / rate
             line += f", ETA {_clock_time(left)}" if left > 0 else f", took {_clock_time(elapsed)}"
+        line += f", {self._note}" if self._note else ""
         if self._on_terminal:
             width = shutil.get_terminal_size().columns - 1
             bar = "=" * (20 * self._done // max(self._total, 1))

@@ -5,9 +5,10 @@ clipping and no decay.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,17 @@ from llava_jax.sharding import leaf_paths
 
 Params = Mapping[str, Any]
 
+
+def trains(path: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
+
+
 def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
     """The trainable and the frozen leaves, each a tree of its own. A pattern that fits no leaf is
     refused: it would train less than was asked for."""
-    patterns = {pattern: re.compile(pattern) for pattern in trainable}
     paths = jax.tree.leaves(leaf_paths(params))
-    for pattern, compiled in patterns.items():
-        if not any(map(compiled.fullmatch, paths)):
+    for pattern in trainable:
+        if not any(trains(path, [pattern]) for path in paths):
             raise ValueError(f"got trainable {pattern!r}, which fits no parameter of this model")
 
     def part(tree: Params, prefix: str, wanted: bool) -> Params:
@@ -34,7 +39,7 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
                 inside = part(child, f"{path}/", wanted)
                 if inside or not (child or wanted):  # an identity projector has no leaves
                     kept[name] = inside
-            elif any(compiled.fullmatch(path) for compiled in patterns.values()) is wanted:
+            elif trains(path, trainable) is wanted:
                 kept[name] = child
         return kept
 
@@ -48,6 +53,55 @@ def join(trainable: Params, frozen: Params) -> Params:
         both = isinstance(child, Mapping) and name in joined
         joined[name] = join(child, joined[name]) if both else child
     return joined
+
+
+class Part(NamedTuple):
+    """Parameters of one part of the model that train, or that do not. bytes: on each device;
+    moments: what the optimizer keeps of them."""
+
+    name: str
+    parameters: int
+    trains: bool
+    dtype: str
+    weight_bytes: int
+    moment_bytes: int
+
+
+def parts(trainable: Params, frozen: Params) -> list[Part]:
+    """What lies where: one line for what trains of each part, one for what does not."""
+    found: dict[tuple[str, bool], list[Any]] = {}
+    for tree, learns in ((trainable, True), (frozen, False)):
+        for path, leaf in zip(
+            jax.tree.leaves(leaf_paths(tree)), jax.tree.leaves(tree), strict=True
+        ):
+            found.setdefault((_part_of(path), learns), []).append(leaf)
+    return [
+        Part(
+            name=name,
+            parameters=sum(leaf.size for leaf in leaves),
+            trains=learns,
+            dtype=" + ".join(sorted({leaf.dtype.name for leaf in leaves})),
+            weight_bytes=sum(_held(leaf) * leaf.dtype.itemsize for leaf in leaves),
+            moment_bytes=sum(2 * 4 * _held(leaf) for leaf in leaves) * learns,
+        )
+        for (name, learns), leaves in sorted(found.items(), key=lambda item: _place(item[0]))
+    ]
+
+
+_ORDER = ("vision", "projector", "row_end", "language/embed", "language/decoder", "language/head")
+
+
+def _place(part: tuple[str, bool]) -> tuple[int, bool]:
+    return _ORDER.index(part[0]), part[1]
+
+
+def _part_of(path: str) -> str:
+    return next(name for name in _ORDER if path == name or path.startswith(f"{name}/"))
+
+
+def _held(leaf: jax.Array) -> int:
+    """How many of a leaf's values one device has."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def schedule(lr: float, *, steps: int, warmup_ratio: float) -> Callable[[Any], jax.Array]:

@@ -104,6 +104,20 @@ class MeshShape:
                 "positive numbers and one to three fsdp axes"
             )
 
+    @classmethod
+    def filled(cls, data: int, fsdp: tuple[int, ...], tensor: int, *, devices: int) -> "MeshShape":
+        """The shape in which one axis may be 0: as many devices as the others leave."""
+        sizes = [data, *fsdp, tensor]
+        known = math.prod(size for size in sizes if size != 0)
+        if sizes.count(0) > 1 or known < 1 or devices % known:
+            raise ValueError(
+                f"got a mesh of {'×'.join(map(str, sizes))} (data, fsdp, tensor) for {devices} "
+                "devices, expected at most one axis of 0 (those that are left), and the others to "
+                "divide the devices"
+            )
+        data, *fsdp_sizes, tensor = (size or devices // known for size in sizes)
+        return cls(data, tuple(fsdp_sizes), tensor)
+
     @property
     def fsdp_axes(self) -> tuple[str, ...]:
         torus = ("fsdp_x", "fsdp_y", "fsdp_z")
@@ -186,6 +200,37 @@ class Layout:
             return NamedSharding(self.mesh, self._spec(dims))
 
         return jax.tree.map(sharding, batch)
+
+    @property
+    def batch_parts(self) -> int:
+        """How many parts a batch's rows are cut into."""
+        return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
+
+    def local_rows(self, rows: int) -> list[int]:
+        """Which of a step's rows this host's devices hold."""
+        sharding = self.batch_shardings(jax.ShapeDtypeStruct((rows,), np.int32))
+        found = sharding.addressable_devices_indices_map((rows,)).values()
+        return sorted({row for (span,) in found for row in range(*span.indices(rows))})
+
+    def placed(self, batch: Any, local: Sequence[int], rows: int) -> Any:
+        """A step's batch of `rows` rows on the devices, of this host's rows as `local` names them.
+
+        Nothing travels: each device is given its own.
+        """
+        place = {row: number for number, row in enumerate(local)}
+
+        def put(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                first, *rest = index
+                wanted = [place[row] for row in range(*first.indices(rows))]
+                return leaf[wanted][:, *rest] if rest else leaf[wanted]
+
+            return jax.make_array_from_callback((rows, *leaf.shape[1:]), sharding, part)
+
+        whole = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), batch
+        )
+        return jax.tree.map(put, batch, self.batch_shardings(whole))
 
     def cache_shardings(self, cache: Cache) -> Cache:
         """Rows cut as a batch's, key heads over tensor. cache: arrays or shapes."""

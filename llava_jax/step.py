@@ -75,9 +75,10 @@ def shardings(trainable: Params, adamw: AdamW, layout: Layout) -> State:
     return State(layout.replicated, placed, opt)  # pyright: ignore[reportArgumentType]
 
 
-def token_sums(model: Llava, num_sources: int, chunks: int = 1) -> Loss:
-    """The loss of LLaVA's training, LoRA's dropout with it."""
-    drops = model.config.language.lora.rank > 0 and model.config.language.lora.dropout > 0
+def token_sums(model: Llava, num_sources: int, chunks: int = 1, *, dropout: bool = True) -> Loss:
+    """The loss of LLaVA's training, LoRA's dropout with it, unless it is only to be measured."""
+    lora = model.config.language.lora
+    drops = dropout and lora.rank > 0 and lora.dropout > 0
 
     def sums(trainable: Params, frozen: Params, batch: Batch, key_R: jax.Array) -> Sums:
         loss_RT = model.token_losses(
@@ -110,8 +111,10 @@ def make_step(
     layout: Layout,
     *,
     parts: int = 1,
+    groups: int = 1,
 ) -> Callable[[State, Params, Batch, jax.Array], tuple[State, Metrics]]:
-    """parts: the batch is taken in so many, one after another, for want of memory."""
+    """parts: the batch is taken in so many, one after another, for want of memory. groups: the loss
+    is the mean of the means over so many groups of rows, each of as many, one after another."""
 
     def gradients_of(trainable: Params, frozen: Params, rows: tuple[Batch, jax.Array]):
         def sums_of(trainable: Params, rows: tuple[Batch, jax.Array]):
@@ -135,6 +138,8 @@ def make_step(
         return jax.tree.map(layout.sum_over_batch, sums), gradients
 
     def step(state: State, frozen: Params, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+        if groups > 1:
+            batch = _weighed_by_group(batch, groups)
         # A key for each row of the step, so that what is drawn depends on no mesh and no parts.
         key_R = jax.random.split(jax.random.fold_in(key, state.step), batch.token_RT.shape[0])
         rows = (batch, key_R)
@@ -172,6 +177,38 @@ def make_step(
         )
 
     return step
+
+
+def make_eval(loss: Loss, layout: Layout) -> Callable[[Params, Params, Batch], Sums]:
+    """What the tokens of a batch lose, for held-out data. loss: one that draws nothing."""
+
+    def measure(trainable: Params, frozen: Params, batch: Batch) -> Sums:
+        rows = (batch, jax.random.split(jax.random.key(0), batch.token_RT.shape[0]))
+        program = layout.program(
+            lambda *given: jax.tree.map(layout.sum_over_batch, loss(given[0], given[1], *given[2])),
+            (
+                layout.param_shardings(trainable),
+                layout.param_shardings(frozen),
+                layout.batch_shardings(rows),
+            ),
+            Sums._make([layout.replicated] * len(Sums._fields)),
+        )
+        return program(trainable, frozen, rows)
+
+    return measure
+
+
+def _weighed_by_group(batch: Batch, groups: int) -> Batch:
+    """Weights that add up to 1 in each group of rows; a group without any stays without."""
+    weight_RT = batch.loss_weight_RT
+    if weight_RT.shape[0] % groups:
+        raise ValueError(
+            f"got {weight_RT.shape[0]} rows a step for {groups} groups, expected a multiple of them"
+        )
+    weight_GN = jnp.sum(weight_RT, axis=1).reshape(groups, -1)
+    total_G1 = jnp.sum(weight_GN, axis=1, keepdims=True)
+    total_R1 = jnp.broadcast_to(total_G1, weight_GN.shape).reshape(-1, 1)
+    return batch._replace(loss_weight_RT=weight_RT / jnp.maximum(total_R1, 1e-9))
 
 
 def _part(leaf: jax.Array, parts: int, number: jax.Array | int) -> jax.Array:

@@ -106,25 +106,6 @@ class Dataset:
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two fingerprints say differently, in words."""
-    absent = object()
-    return [
-        f"{name}: {_short(mine.get(name, absent))} here, {_short(other.get(name, absent))} there"
-        for name in sorted({*mine, *other})
-        if _plain(mine.get(name, absent)) != _plain(other.get(name, absent))
-    ]
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)  # tuples and lists are one in JSON
-
-
-def _short(value: Any) -> str:
-    text = _plain(value)
-    return "nothing" if "object object" in text else text if len(text) <= 60 else f"{text[:57]}…"
-
-
 def open_dataset(
     config: configs.Config,
     *,

@@ -6,7 +6,7 @@ stacked, CLIP's blocks above the selected layer left out, the vocabulary padded 
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -52,11 +52,13 @@ def params_in_memory(
     config: LlavaConfig,
     stored: Mapping[str, Tensor],
     layout: Layout | None = None,
-    dtype: str | None = None,
+    dtype_of: Callable[[str], str | None] = lambda path: None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Any:
     """The parameter tree, each leaf read straight into its shards: a host reads its own parts.
 
-    layout: None is one device. dtype: None keeps what is stored.
+    layout: None is one device. dtype_of: of each path's leaf in memory; None keeps what is stored.
+    advance: is told how many values of a leaf have come.
     """
     shapes = jax.eval_shape(Llava(config).init, jax.random.key(0))
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -71,7 +73,8 @@ def params_in_memory(
         names = [stored_path(path, i) for i in range(shape.shape[0])] if stacked else [path]
         tensors = [stored[name] for name in names]
         dtypes = {t.dtype for t in tensors} or {np.dtype(np.float32)}  # a stack may have no layer
-        kind = np.dtype(dtype) if dtype else np.result_type(*dtypes)
+        wanted = dtype_of(path)
+        kind = np.dtype(wanted) if wanted else np.result_type(*dtypes)
         # Two doubles have no more to say to a model than two floats.
         kind = np.dtype(np.float32) if kind == np.float64 else kind
         parts: dict[str, np.ndarray] = {}
@@ -82,7 +85,9 @@ def params_in_memory(
                 parts[str(index)] = _read_shard(tensors, stacked, shape.shape, index, kind)
             return parts[str(index)]
 
-        return jax.make_array_from_callback(shape.shape, sharding, part, dtype=kind)
+        array = jax.make_array_from_callback(shape.shape, sharding, part, dtype=kind)
+        advance(shape.size)
+        return array
 
     return jax.tree.map(load, leaf_paths(shapes), shapes, shardings)
 

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
+from llava_jax.checkpoint import differences
 from llava_jax.config import Source
 from llava_jax.data import preparation
-from llava_jax.data.dataset import differences, open_dataset
+from llava_jax.data.dataset import open_dataset
 from tests.data import small
 from tests.tiny_tokenizer import write_tokenizer
 

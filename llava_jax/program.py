@@ -1,0 +1,131 @@
+"""From a config to the programs of its run: what train.py runs, and what can be planned with.
+
+Everything here is made of shapes; no weight is read.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from llava_jax import optim, step
+from llava_jax.config import Compute, Config
+from llava_jax.models import stack
+from llava_jax.models.llava import Llava, LlavaConfig
+from llava_jax.optim import AdamW, Params
+from llava_jax.sharding import Layout, MeshShape, leaf_paths, make_mesh
+from llava_jax.step import State
+
+
+class Program(NamedTuple):
+    """step and measure are jitted: arguments and results lie as `layout` says. like: a state's
+    shapes, where each lies; frozen_like: of what does not train."""
+
+    layout: Layout
+    model: Llava
+    adamw: AdamW
+    like: State
+    frozen_like: Params
+    init: Any
+    step: Any
+    measure: Any
+
+
+def layout_of(compute: Compute, devices: list[Any]) -> Layout:
+    """The mesh over these devices. An axis of 0 gets the devices that the others leave."""
+    shape = MeshShape.filled(compute.data, compute.fsdp, compute.tensor, devices=len(devices))
+    return Layout(
+        make_mesh(shape, devices),
+        explicit=compute.gather != "gspmd",
+        by_axis=compute.gather == "explicit by axis",
+    )
+
+
+def program(
+    config: Config, architecture: LlavaConfig, layout: Layout, *, steps: int, rows: int
+) -> Program:
+    """steps: of the whole run, for the schedule. rows: of a step, empty ones counted."""
+    compute, settings = config.compute, config.optim
+    if rows % (layout.batch_parts * compute.parts):
+        raise ValueError(
+            f"got {rows} rows a step for {layout.batch_parts} devices that rows are cut over, in "
+            f"{compute.parts} parts each (config.compute.parts), expected a multiple of "
+            f"{layout.batch_parts * compute.parts}"
+        )
+    model = model_of(compute, architecture, layout)
+    adamw = AdamW(
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip or None,
+        lr_of=(("projector/.*", settings.projector_lr / settings.lr),)
+        if settings.projector_lr
+        else (),
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    trainable, frozen = (
+        _with_dtypes(part, config) for part in optim.split(shapes, settings.trains)
+    )
+    lies = step.shardings(trainable, adamw, layout)
+    init = jax.jit(lambda trainable: step.init(trainable, adamw), out_shardings=lies)
+    sources, pieces = len(config.data.sources), compute.loss_pieces
+    training = step.make_step(
+        step.token_sums(model, sources, pieces),
+        adamw,
+        optim.schedule(settings.lr, steps=steps, warmup_ratio=settings.warmup_ratio),
+        layout,
+        parts=compute.parts,
+        groups=config.batch.loss_groups,
+    )
+    measuring = step.make_eval(
+        step.token_sums(model, max(1, len(config.held_out.sources)), pieces, dropout=False), layout
+    )
+    return Program(
+        layout=layout,
+        model=model,
+        adamw=adamw,
+        like=_placed(jax.eval_shape(init, trainable), lies),
+        frozen_like=_placed(frozen, layout.param_shardings(frozen)),
+        init=init,
+        step=jax.jit(training, out_shardings=(lies, layout.replicated), donate_argnums=0),
+        measure=jax.jit(measuring, out_shardings=layout.replicated),
+    )
+
+
+def model_of(compute: Compute, architecture: LlavaConfig, layout: Layout) -> Llava:
+    on_tpu = layout.mesh.devices.flat[0].platform == "tpu"
+    automatic = "splash" if on_tpu else "xla"
+    return Llava(
+        architecture,
+        stack.Compute(
+            dtype=compute.dtype,
+            attention=automatic if compute.attention == "auto" else compute.attention,
+            remat=compute.remat,
+            scan=compute.scan,
+        ),
+        layout.placement(compute.dtype),
+    )
+
+
+def dtype_of(config: Config, path: str) -> str | None:
+    """In memory: f32 what trains; what does not, as the config says, but for vectors, whose halves
+    would save nothing."""
+    if optim.trains(path, config.optim.trains) or path.rsplit("/", 1)[-1] in ("scale", "bias"):
+        return "float32"
+    return None if config.model.frozen_dtype == "stored" else config.model.frozen_dtype
+
+
+def _with_dtypes(shapes: Params, config: Config) -> Params:
+    return jax.tree.map(
+        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, dtype_of(config, path) or leaf.dtype),
+        leaf_paths(shapes),
+        shapes,
+    )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
+        shapes,
+        shardings,
+    )
