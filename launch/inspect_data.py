@@ -15,8 +15,9 @@ import numpy as np
 from llava_jax import batch, cli, config, files
 from llava_jax.data import report
 from llava_jax.data.dataset import Dataset, open_dataset
-from llava_jax.data.pipeline import Read, read_ahead
+from llava_jax.data.pipeline import read_ahead
 from llava_jax.data.schedule import Schedule, schedule
+from llava_jax.data.showing import readable
 from llava_jax.pages import inspection, rows, terminal
 
 EXAMPLE = "python launch/inspect_data.py --config configs/stage2.py:v1.5-7b --n 8 --html rows.html"
@@ -63,33 +64,6 @@ def some_rows(dataset: Dataset, steps: Schedule, start: int, count: int) -> Iter
                 return
     finally:
         reads.close()
-
-
-def readable(dataset: Dataset, read: Read, place: int, number: int) -> rows.Row:
-    names = [(s, name) for s in read.segments[place] for name in s.pictures]
-    pictures = [
-        rows.Picture(f"{name} (replaced: {s.skipped})" if s.skipped else name, (slot,))
-        for slot, (s, name) in enumerate(names)
-    ]
-    segments = [
-        rows.Segment(
-            s.source,
-            s.id,
-            (*s.notes, *([f"nothing is learned: {s.skipped}"] if s.skipped else [])),
-        )
-        for s in read.segments[place]
-    ]
-    tokenizer = dataset.renderer.tokenizer
-    return rows.of_batch(
-        read.batch,
-        place,
-        number=number,
-        piece_T=[tokenizer.piece(int(id)) for id in read.batch.token_RT[place]],
-        tokens_per_image=dataset.renderer.tokens_per_image,
-        pictures=pictures,
-        segments=segments,
-        special_ids=tokenizer.specials.values(),
-    )
 
 
 def page(dataset: Dataset, steps: Schedule, shown: Sequence[rows.Row], name: str) -> str:

@@ -4,9 +4,13 @@ Dims: R rows of a step.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
+from llava_jax.data import packing
 from llava_jax.data.dataset import Dataset
 from llava_jax.data.packing import Plan
 
@@ -40,12 +44,47 @@ class Schedule:
         row = number * self.rows_per_step + place
         return self.plans[epoch][row] if row < len(self.plans[epoch]) else np.zeros(0, np.int32)
 
+    def step(self, step: int) -> np.ndarray:
+        """All examples of a step, row by row: of the whole step, whoever reads which part."""
+        rows = [self.examples(step, place) for place in range(self.rows_per_step)]
+        return np.concatenate(rows)
 
-def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
-    """Steps that hold batch.conversations on average, in a multiple of `multiple` rows."""
+
+class Counts(NamedTuple):
+    """What a step holds. tokens: without padding."""
+
+    conversations: int
+    tokens: int
+    images: int
+
+
+def counts(dataset: Dataset, schedule: Schedule, step: int) -> Counts:
+    example_N = schedule.step(step)
+    return Counts(
+        len(example_N),
+        int(dataset.tokens_N[example_N].sum()),
+        int(dataset.pictures_N[example_N].sum()),
+    )
+
+
+def schedule(
+    dataset: Dataset, *, multiple: int = 1, rows: int = 0, plans: Sequence[Plan] = ()
+) -> Schedule:
+    """Steps that hold batch.conversations on average, in a multiple of `multiple` rows.
+
+    rows: of a step, as a run that goes on has them. plans: of each epoch, where they are known.
+    """
     if multiple < 1:
         raise ValueError(f"got rows in multiples of {multiple}, expected 1 or more")
-    plans = tuple(dataset.plan(epoch) for epoch in range(dataset.config.epochs))
+    plans = tuple(plans) or tuple(dataset.plan(epoch) for epoch in range(dataset.config.epochs))
+    if rows:
+        if rows % multiple:
+            fits = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
+            raise ValueError(
+                f"this run has {rows} rows a step, got {multiple} devices that they are cut over, "
+                f"expected one of {fits}"
+            )
+        return Schedule(plans, rows)
     wanted = dataset.config.batch.conversations
     if dataset.config.batch.pack:
         wanted *= len(plans[0]) / len(dataset)
@@ -57,3 +96,23 @@ def schedule(dataset: Dataset, *, multiple: int = 1) -> Schedule:
     # Of a data set smaller than a step, empty rows alone would be added.
     most = -(-len(plans[0]) // multiple)
     return Schedule(plans, multiple * min(most, max(1, round(wanted / multiple))))
+
+
+def kept_plans(dataset: Dataset, folder: epath.Path, *, write: bool) -> list[Plan]:
+    """The plans of all epochs, from the folder where they are kept; those that are not are made.
+
+    So a run goes on by the plan it began with, and at once.
+    """
+    plans = []
+    for epoch in range(dataset.config.epochs):
+        file = folder / f"{dataset.digest[:16]}-{epoch}.npz"
+        if file.exists():
+            plans.append(packing.load(file))
+            if len(plans[-1].example_N) == len(dataset):
+                continue
+            raise ValueError(f"{file} plans other data; remove it, and the plan is made again")
+        plans.append(dataset.plan(epoch))
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            packing.save(plans[-1], file)
+    return plans
