@@ -31,6 +31,7 @@ class Source:
     built; told apart by content. images: folders or zip files that image names are relative to.
     take: 'all', 'first:N', 'random:N' or 'fraction:0.25', of each epoch the same.
     epochs: how often one of the run shows what was taken. split, prompt: of ScienceQA.
+    how: the commands that fetch it.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Source:
     split: str = "train"
     prompt: str = "QCM-LEPA"
     builder: Literal["llava_pretrain", "llava_instruct", "science_qa"] = "llava_instruct"
+    how: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +104,15 @@ class Model:
     instead: stage 1's workdir, a model folder, or a file mm_projector.bin; '' = the folder's own.
 
     select_layer: the vision tower's hidden state that is read, -1 its last; 0 = as the folder says.
-    frozen_dtype: what lies in memory of what does not train; 'stored' = as it came.
+    frozen_dtype: in memory, of what does not train. how: the commands that make `start`.
     """
 
     start: str = ""
     projector: str = ""
     select_layer: int = 0
-    frozen_dtype: Literal["bfloat16", "float32", "stored"] = "bfloat16"
+    frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     lora: Lora = Lora()
+    how: str = ""
 
 
 # What trains, as patterns of whole parameter paths.

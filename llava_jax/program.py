@@ -107,17 +107,17 @@ def model_of(compute: Compute, architecture: LlavaConfig, layout: Layout) -> Lla
     )
 
 
-def dtype_of(config: Config, path: str) -> str | None:
+def dtype_of(config: Config, path: str) -> str:
     """In memory: f32 what trains; what does not, as the config says, but for vectors, whose halves
     would save nothing."""
     if optim.trains(path, config.optim.trains) or path.rsplit("/", 1)[-1] in ("scale", "bias"):
         return "float32"
-    return None if config.model.frozen_dtype == "stored" else config.model.frozen_dtype
+    return config.model.frozen_dtype
 
 
 def _with_dtypes(shapes: Params, config: Config) -> Params:
     return jax.tree.map(
-        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, dtype_of(config, path) or leaf.dtype),
+        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, dtype_of(config, path)),
         leaf_paths(shapes),
         shapes,
     )

@@ -20,7 +20,7 @@ from llava_jax.models.lora import LoraConfig
 from llava_jax.sharding import Layout, MeshShape, make_mesh
 from llava_jax.weights import settings
 from llava_jax.weights.assembly import Choices, open_model
-from llava_jax.weights.memory import params_in_memory, stored_shapes
+from llava_jax.weights.memory import loaded, params_in_memory, stored_shapes
 from llava_jax.weights.tensor import in_memory
 from tests import tiny
 
@@ -138,7 +138,12 @@ def test_the_name_of_the_folder_means_nothing(saved, tmp_path):
 def test_it_loads_into_any_shards(saved, shape, dtype):
     layout = None if shape is None else Layout(make_mesh(shape))
     stored = model_folder.read(saved)
-    params = params_in_memory(CONFIG, stored.leaves, layout, lambda path: dtype)
+    params = params_in_memory(CONFIG, stored.leaves, layout)
+    if dtype:
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding), params
+        )
+        params = loaded(stored.leaves, like)
     Llava(CONFIG).check(params)
     if layout is not None:
         expected = layout.param_shardings(params)

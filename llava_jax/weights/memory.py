@@ -6,6 +6,7 @@ stacked, CLIP's blocks above the selected layer left out, the vocabulary padded 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -49,17 +50,9 @@ def stored_path(path: str, layer: int) -> str:
 
 
 def params_in_memory(
-    config: LlavaConfig,
-    stored: Mapping[str, Tensor],
-    layout: Layout | None = None,
-    dtype_of: Callable[[str], str | None] = lambda path: None,
-    advance: Callable[[int], None] = lambda count: None,
+    config: LlavaConfig, stored: Mapping[str, Tensor], layout: Layout | None = None
 ) -> Any:
-    """The parameter tree, each leaf read straight into its shards: a host reads its own parts.
-
-    layout: None is one device. dtype_of: of each path's leaf in memory; None keeps what is stored.
-    advance: is told how many values of a leaf have come.
-    """
+    """The whole parameter tree, in the dtypes that are stored. layout: None is one device."""
     shapes = jax.eval_shape(Llava(config).init, jax.random.key(0))
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = (
@@ -67,29 +60,54 @@ def params_in_memory(
         if layout is None
         else layout.param_shardings(shapes)
     )
+    like = jax.tree.map(
+        lambda path, leaf, lies: jax.ShapeDtypeStruct(
+            leaf.shape, _dtype_in_memory(_tensors(path, leaf, stored)), sharding=lies
+        ),
+        leaf_paths(shapes),
+        shapes,
+        shardings,
+    )
+    return loaded(stored, like)
 
-    def load(path: str, shape: jax.ShapeDtypeStruct, sharding) -> jax.Array:
-        stacked = "/layers/" in path
-        names = [stored_path(path, i) for i in range(shape.shape[0])] if stacked else [path]
-        tensors = [stored[name] for name in names]
-        dtypes = {t.dtype for t in tensors} or {np.dtype(np.float32)}  # a stack may have no layer
-        wanted = dtype_of(path)
-        kind = np.dtype(wanted) if wanted else np.result_type(*dtypes)
-        # Two doubles have no more to say to a model than two floats.
-        kind = np.dtype(np.float32) if kind == np.float64 else kind
+
+def loaded(
+    stored: Mapping[str, Tensor], like: Any, advance: Callable[[int], None] = lambda count: None
+) -> Any:
+    """The leaves of `like`, a tree in memory or a part of one, each read straight into its shards:
+    a host reads its own parts. advance: is told how many values have come."""
+
+    def load(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        tensors, stacked = _tensors(path, leaf, stored), "/layers/" in path
         parts: dict[str, np.ndarray] = {}
 
         def part(index: Index | None) -> np.ndarray:
             assert index is not None
             if str(index) not in parts:  # a leaf that is whole everywhere is read once
-                parts[str(index)] = _read_shard(tensors, stacked, shape.shape, index, kind)
+                kind = np.dtype(leaf.dtype)
+                parts[str(index)] = _read_shard(tensors, stacked, leaf.shape, index, kind)
             return parts[str(index)]
 
-        array = jax.make_array_from_callback(shape.shape, sharding, part, dtype=kind)
-        advance(shape.size)
+        array = jax.make_array_from_callback(leaf.shape, leaf.sharding, part, dtype=leaf.dtype)
+        advance(math.prod(leaf.shape))
         return array
 
-    return jax.tree.map(load, leaf_paths(shapes), shapes, shardings)
+    return jax.tree.map(load, leaf_paths(like), like)
+
+
+def _tensors(
+    path: str, leaf: jax.ShapeDtypeStruct, stored: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """What is stored of a leaf in memory: of each of its layers, if it is stacked."""
+    layers = range(leaf.shape[0]) if "/layers/" in path else None
+    return [stored[path]] if layers is None else [stored[stored_path(path, i)] for i in layers]
+
+
+def _dtype_in_memory(tensors: list[Tensor]) -> np.dtype:
+    dtypes = {t.dtype for t in tensors} or {np.dtype(np.float32)}  # a stack may have no layer
+    kind = np.result_type(*dtypes)
+    # Two doubles have no more to say to a model than two floats.
+    return np.dtype(np.float32) if kind == np.float64 else kind
 
 
 def stored_from_memory(config: LlavaConfig, tree: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,123 @@
+"""What a run starts from: the folder of its config, with stage 1's projector, with fresh LoRA
+factors, read at the layer the config says. And what to fetch where something is missing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from etils import epath
+
+from llava_jax import api, files, model_folder
+from llava_jax.config import Config, Data, HeldOut, Model
+from llava_jax.model_folder import About, Base, StoredModel
+from llava_jax.models.lora import LoraConfig
+from llava_jax.weights.adapter import with_lora
+from llava_jax.weights.tensor import Tensor
+
+
+class Start(NamedTuple):
+    """about: what is trained, and how it will want to be spoken to. leaves: of it, unread.
+    base: the folder, as checkpoints name it. notes: what a user should know of it."""
+
+    about: About
+    leaves: Mapping[str, Tensor]
+    base: Base
+    notes: tuple[str, ...] = ()
+
+
+def check_present(config: Config) -> None:
+    """Raises ValueError with all that must be fetched before this run can start, and how."""
+    if not config.model.start:
+        raise ValueError("got no config.model.start, expected a model folder to start from")
+    missing = [*_missing_model(config.model), *_missing_data(config.data, config.held_out)]
+    if missing:
+        raise ValueError("\n".join([f"{config.name} needs what is not here:", *missing]))
+
+
+def _missing_model(model: Model) -> list[str]:
+    lines = []
+    if not files.path(model.start).exists():
+        lines += [f"\n{model.start}  (config.model.start)", _indented(model.how)]
+    if model.projector and not files.path(model.projector).exists():
+        how = "train stage 1 with this --workdir; or --config.model.projector= starts without"
+        lines += [f"\n{model.projector}  (config.model.projector)", _indented(how)]
+    return lines
+
+
+def _missing_data(data: Data, held_out: HeldOut) -> list[str]:
+    lines = []
+    for name, source in {**data.sources, **held_out.sources}.items():
+        gone = [place for place in (source.path, *source.images) if not files.path(place).exists()]
+        if gone:
+            lines += [f"\n{', '.join(gone)}  (source {name})", _indented(source.how)]
+    return lines
+
+
+def _indented(how: str) -> str:
+    lines = how.strip().splitlines() or ["no command is known for it; see the config's docstring"]
+    return "\n".join(f"    {line.strip()}" for line in lines)
+
+
+def open_start(config: Config, workdir: epath.Path) -> Start:
+    """The model that training begins with, its tensors unread."""
+    settings = config.model
+    folder = files.path(settings.start)
+    if not model_folder.is_model_folder(folder):
+        raise ValueError(
+            f"got config.model.start = {folder}, which holds no {model_folder.DESCRIPTION}; "
+            "expected a model folder: launch/convert.py import makes one of PyTorch's weights"
+        )
+    stored = model_folder.read(folder)
+    notes = [*stored.notes]
+    if settings.projector:
+        stored = _with_projector(stored, files.path(settings.projector), folder)
+        notes.append(f"projector of {settings.projector}")
+    if settings.lora.rank:
+        lora = LoraConfig(**dataclasses.asdict(settings.lora))
+        stored = with_lora(stored, lora, config.seed)
+        notes.append(f"LoRA factors of rank {lora.rank}, those that are new drawn")
+    about = _about(stored.about, config)
+    return Start(about, stored.leaves, model_folder.base_for(workdir, folder), tuple(notes))
+
+
+def _with_projector(stored: StoredModel, place: epath.Path, start: epath.Path) -> StoredModel:
+    """With the projector that another run made over the same start, and what learned with it."""
+    other = api.open_stored(place, [start])
+    mine, theirs = stored.about.config, other.about.config
+    taken = [path for path in other.leaves if path.startswith("projector/")]
+    # v1's rows for a picture's ends learn in stage 1, with the projector.
+    if mine.language.added_vocab and mine.language.added_vocab == theirs.language.added_vocab:
+        taken.append("language/embed/added")
+    kept = {path: leaf for path, leaf in stored.leaves.items() if not path.startswith("projector/")}
+    architecture = dataclasses.replace(mine, projector=theirs.projector)
+    return dataclasses.replace(
+        stored,
+        about=dataclasses.replace(stored.about, config=architecture),
+        leaves={**kept, **{path: other.leaves[path] for path in taken}},
+    )
+
+
+def _about(about: About, config: Config) -> About:
+    """As it will be when it is trained: it reads the layer, and speaks as the data does."""
+    data, architecture = config.data, about.config
+    vision = architecture.vision
+    if (data.image_size, data.patch_size) != (vision.image_size, vision.patch_size):
+        raise ValueError(
+            f"got pictures of {data.image_size} pixels in patches of {data.patch_size} "
+            f"(config.data), for a vision tower that reads {vision.image_size} in patches of "
+            f"{vision.patch_size} ({config.model.start}): expected the same"
+        )
+    if config.model.select_layer:
+        vision = dataclasses.replace(vision, select_layers=(config.model.select_layer,))
+        architecture = dataclasses.replace(architecture, vision=vision)
+    # Captions alone ("plain") teach no way to talk: the model keeps its own.
+    template = about.template if data.template == "plain" else data.template
+    return dataclasses.replace(
+        about,
+        config=architecture,
+        template=template,
+        start_end_tokens=data.start_end_tokens,
+        text_restarts=data.text_restarts,
+        image_mode=data.image_mode,
+    )
