@@ -39,6 +39,8 @@ setup(
             "tensorflow-datasets>=4.9.10,<5",
             "array_record>=0.8.3,<0.9",
         ],
+        # Event files for TensorBoard, without TensorFlow.
+        "metrics": ["tensorboardX>=2.6.5,<2.7"],
         "serve": ["starlette>=1.3.1,<2", "uvicorn>=0.54,<1"],
         "hf": ["transformers>=5.23,<6", "tokenizers>=0.23,<0.24", "safetensors>=0.8,<1"],
         "dev": [
@@ -47,11 +49,12 @@ setup(
             "ruff==0.17.5",
             "basedpyright==1.40.2",
             "transformers>=5.23,<6",
-            "llava-jax[data]",
+            "llava-jax[data,metrics]",
             # Buckets, tested against a server on loopback.
             "etils[epath-gcs]",
             # The oracle of the parity tests; on newer interpreters those tests skip.
             'torch==2.13.0; python_version < "3.12"',
+            'peft>=0.21.2,<0.22; python_version < "3.12"',
         ],
     },
 )

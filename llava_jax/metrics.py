@@ -143,13 +143,8 @@ class Log:
         """Brings all that was told so far to its disk or bucket: before a checkpoint counts, so
         that a run that goes on from it lacks nothing. A bucket that fails is tried again later."""
         start = self._clock()
-        for lines in (self._steps, self._events):
-            try:
-                lines.flush()
-            except Exception as error:  # buckets' clients have kinds of their own
-                if not lines.remote:
-                    raise
-                _note(f"{lines.path} is not up to date, and tried again later: {_short(error)}")
+        self._steps.flush()
+        self._events.flush()
         self._tell("TensorBoard", lambda extra: extra.flush())
         self._last_flush = self._clock()
         self._wait = max(_EVERY, (self._last_flush - start) / _MOST_TIME)
@@ -188,12 +183,12 @@ class _Lines:
     """A file that grows by lines of JSON; see the module's docstring for how."""
 
     def __init__(self, path: epath.Path, lines: list[bytes]):
-        self.path, self.remote = path, _is_remote(path)
+        self._path = path
         data = b"".join(line + b"\n" for line in lines)
         if not path.exists() or path.read_bytes() != data:
             files.write_bytes(path, data)
         self._held, self._fresh = bytearray(data), False
-        self._file = None if self.remote else os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._file = None if _is_remote(path) else os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, record: Mapping[str, Any]) -> None:
         line = _line(record)
@@ -202,21 +197,32 @@ class _Lines:
             self._fresh = True
             return
         while line:
-            with _naming(self.path):
+            with _naming(self._path):
                 line = line[os.write(self._file, line) :]
 
     def flush(self) -> None:
         if self._file is not None:
-            with _naming(self.path):
+            with _naming(self._path):
                 os.fsync(self._file)
         elif self._fresh:
-            files.write_bytes(self.path, bytes(self._held))
-            self._fresh = False
+            with _tried_again(self._path):
+                files.write_bytes(self._path, bytes(self._held))
+                self._fresh = False
 
     def close(self) -> None:
-        self.flush()
         if self._file is not None:
+            self.flush()
             os.close(self._file)
+        elif self._fresh:
+            files.write_bytes(self._path, bytes(self._held))
+
+
+@contextlib.contextmanager
+def _tried_again(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # buckets' clients have kinds of their own
+        _note(f"{path} is not up to date, and tried again later: {_short(error)}")
 
 
 def _is_remote(path: epath.Path) -> bool:
@@ -331,7 +337,8 @@ class _TensorBoard:
     def flush(self) -> None:
         self._writer.flush()
         if self._remote is not None:
-            files.write_bytes(self._remote, self._file.read_bytes())
+            with _tried_again(self._remote):
+                files.write_bytes(self._remote, self._file.read_bytes())
 
     def close(self) -> None:
         self.flush()

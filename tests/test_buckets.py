@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils.epath import backend, gpath
 
-from llava_jax import files, model_folder
+from llava_jax import files, metrics, model_folder
 from llava_jax.sharding import Layout, MeshShape, make_mesh
 from llava_jax.weights.io import read_weights, write_safetensors
 from llava_jax.weights.memory import params_in_memory, stored_shapes
@@ -168,6 +168,40 @@ def test_what_came_meanwhile_is_not_overwritten(bucket):
 
 
 # Weights.
+
+
+def test_a_run_tells_its_numbers_every_minute(bucket, monkeypatch, capsys):
+    """An object cannot grow: it is written whole, and a bucket that fails is tried again."""
+    now = 0.0
+    told_at = []
+
+    def told() -> int:
+        return len(metrics.read(at("run")).steps)
+
+    with metrics.Log(at("run"), resume_at=0, tensorboard=True, clock=lambda: now) as log:
+        for number in range(10):
+            now += 20
+            if number == 7:
+                monkeypatch.setattr(bucket, "refuse", lambda call: 403)
+            log.step(number, {"loss": number / 8})
+            if number == 7:
+                monkeypatch.undo()
+            told_at.append(told())
+        log.event(9, "saved")
+        log.flush()
+        assert told() == 10
+    assert told_at == [0, 0, 0, 4, 4, 4, 4, 4, 4, 4]
+    notes = capsys.readouterr().err
+    assert "note: gs://bucket/run/metrics.jsonl is not up to date, and tried again later" in notes
+    with metrics.Log(at("run"), resume_at=5, tensorboard=True) as log:
+        log.step(5, {"loss": -1.0})
+    history = metrics.read(at("run"))
+    assert [step["loss"] for step in history.steps] == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, -1]
+    assert [event["kind"] for event in history.events] == []
+    names = [name for name in bucket.objects if name.startswith("run/tensorboard/events.out")]
+    assert len(names) == 2
+    assert "off" not in notes
+    assert not [name for name in bucket.objects if "unfinished" in name]
 
 
 def test_safetensors_are_read_in_ranges(bucket):

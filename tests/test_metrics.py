@@ -1,5 +1,6 @@
 """What a run tells: every number to the bit, each step once, and extras that never end a run."""
 
+import importlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,8 +51,9 @@ def test_numbers_read_back_to_the_bit(tmp_path):
 
 
 def test_a_number_may_be_numpys_or_on_a_device(tmp_path):
+    values: Any = {"loss": np.float32(0.1), "norm": jax.numpy.float32(0.1)}
     with log(tmp_path) as told:
-        told.step(0, {"loss": np.float32(0.1), "norm": jax.numpy.float32(0.1)})
+        told.step(0, values)
         told.event(0, "held_out", loss=np.float32(0.1), counts=np.arange(3))
     (step,), (event,) = metrics.read(tmp_path)
     assert step["loss"] == step["norm"] == event["loss"] == float(np.float32(0.1))
@@ -193,8 +196,8 @@ def event_files(workdir: Path) -> list:
     """All events, file by file in the order of their names, as TensorBoard reads them."""
     pytest.importorskip("tensorboardX")
     from tensorboardX.crc32c import crc32c
-    from tensorboardX.writer import Event
 
+    protocol: Any = importlib.import_module("tensorboardX.proto.event_pb2")
     events = []
     for file in sorted((workdir / metrics.TENSORBOARD).iterdir()):
         data, at = file.read_bytes(), 0
@@ -203,7 +206,7 @@ def event_files(workdir: Path) -> list:
             (crc,) = struct.unpack_from("<I", data, at + 8)
             plain = crc32c(data[at : at + 8])
             assert crc == ((plain >> 15 | plain << 17) + 0xA282EAD8) % 2**32
-            events.append(Event.FromString(data[at + 12 : at + 12 + size]))
+            events.append(protocol.Event.FromString(data[at + 12 : at + 12 + size]))
             at += 16 + size
     return events
 
