@@ -119,8 +119,18 @@ class Model:
         if not prompts:
             return []
         rows = [self.prompt_ids(p, len(own)) for p, own in zip(prompts, pictures, strict=True)]
-        texts = [self._text(new) for new in self._new_ids(rows, pictures, max_new_tokens)]
+        texts = self.answers(rows, pictures, max_new_tokens)
         return texts[0] if isinstance(prompt, str) else texts
+
+    def answers(
+        self,
+        rows: Sequence[Sequence[int]],
+        pictures: Sequence[Sequence[Picture]],
+        max_new_tokens: int,
+    ) -> list[str]:
+        """Texts that go on behind rows of ids, with −200 for each picture of a row."""
+        new = self._new_ids([list(ids) for ids in rows], pictures, max_new_tokens)
+        return [self._text(ids) for ids in new]
 
     def logits(
         self,

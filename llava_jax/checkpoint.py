@@ -1,6 +1,6 @@
 """A training run's workdir: its settings, and its checkpoints, from which it goes on to the bit.
 
-    WORKDIR/config.json         the settings the run was started with
+    WORKDIR/run.json            what the run was started with: see Record
     WORKDIR/checkpoints/STEP/
         trainable/   the leaves that train, as they lie in memory
         opt/         the optimizer's state
@@ -11,8 +11,10 @@ Frozen weights are not in it: they are the base's, named by fingerprint. Checkpo
 the background and appear when they are complete.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -31,21 +33,29 @@ from llava_jax.weights import orbax_io, settings
 from llava_jax.weights.memory import stored_from_memory
 
 CHECKPOINTS, TRAINABLE, OPT, META = "checkpoints", "trainable", "opt", "meta"
-CONFIG, DAMAGED = "config.json", "damaged"
+RUN, DAMAGED = "run.json", "damaged"
 FORMAT = 1
 _SAVE_SECONDS = 1200  # the longest that hosts wait for each other's part of a checkpoint
 _PROBE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
+class Record:
+    """config: the settings that decide what is learned. rows: of a step, which the number of
+    devices decided when the run began."""
+
+    config: Mapping[str, Any]
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Meta:
-    """What a checkpoint belongs to. data: the dataset's fingerprint. rows: of a step, which the
-    number of devices decided when the run began. skipped: steps so far that changed nothing."""
+    """What a checkpoint belongs to. data: the dataset's fingerprint. skipped: steps so far that
+    changed nothing."""
 
     about: About
     base: Base
     data: Mapping[str, Any]
-    rows: int
     skipped: int = 0
 
 
@@ -62,33 +72,34 @@ def is_workdir(folder: epath.Path) -> bool:
     return (folder / CHECKPOINTS).is_dir()
 
 
-def claim(
-    workdir: epath.Path, config: Mapping[str, Any], *, need: int, allow_changes: bool
-) -> bool:
-    """Makes the folder a run's, or finds it to be this run's: whether there was one before.
-
-    config: the fields that decide what is learned. need: bytes that its checkpoints will take, on
-    a local disk found to be free now.
-    """
-    before = workdir / CONFIG
-    if not before.exists() and workdir.exists() and any(workdir.iterdir()):
+def read_run(workdir: epath.Path) -> Record | None:
+    """What a workdir's run was started with; None: it is a new one."""
+    file = workdir / RUN
+    if file.exists():
+        values = settings.Settings.read(file)
+        return Record(values.get("config", dict), values.get("rows", int))
+    if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(
             f"got --workdir {workdir}, which holds other files; expected a new folder, or a run's"
         )
-    is_new = not before.exists()
-    if not is_new:
-        there = settings.Settings.read(before).values
-        if (changed := differences(config, there)) and not allow_changes:
-            raise ValueError(
-                f"{workdir} holds a run with other settings; start with another --workdir, or say "
-                "--allow_changes:\n  " + "\n  ".join(changed)
-            )
+    return None
+
+
+def claim(
+    workdir: epath.Path, run: Record, before: Record | None, *, need: int, allow_changes: bool
+) -> None:
+    """Makes the folder this run's, or refuses it. before: what `read_run` found in it. need: bytes
+    that its checkpoints will take: on a local disk they must be free now."""
+    if before and (changed := differences(run.config, before.config)) and not allow_changes:
+        raise ValueError(
+            f"{workdir} holds a run with other settings; choose another --workdir, or say "
+            "--allow_changes:\n  " + "\n  ".join(changed)
+        )
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         _try_to_write(workdir, need)
-        files.write_json(before, dict(config))
+        files.write_json(workdir / RUN, dataclasses.asdict(run))
     processes.barrier("workdir")
-    return not is_new
 
 
 def _try_to_write(workdir: epath.Path, need: int) -> None:
@@ -144,8 +155,14 @@ class Checkpoints:
                 f"{self._folder}: the checkpoint of step {self._last} was not written: {error}"
             ) from error
 
-    def save(self, step: int, state: State, meta: Meta, *, wait: bool = False) -> None:
-        """Begins to write; the state may be changed at once. wait: until it is all there."""
+    def wait(self) -> None:
+        """Until all is written; raises what `check` does."""
+        with contextlib.suppress(Exception):  # told by check, which knows what failed
+            self._manager.wait_until_finished()
+        self.check()
+
+    def save(self, step: int, state: State, meta: Meta) -> None:
+        """Begins to write; the state may be changed at once."""
         self.check()
         if self._last != step:
             described = {
@@ -163,11 +180,6 @@ class Checkpoints:
                 ),
             )
             self._last = step
-        if wait:
-            try:
-                self._manager.wait_until_finished()
-            finally:
-                self.check()
 
     def restore(self, like: State, meta: Meta) -> Restored | None:
         """The last checkpoint that is whole, in the shardings of `like`; None: there is none.
@@ -284,6 +296,12 @@ def _bits(leaves: list[jax.Array]) -> list[jax.Array]:
     ]
 
 
+def bytes_of(like: State) -> int:
+    """Of a checkpoint, uncompressed. like: arrays or shapes."""
+    leaves = jax.tree.leaves((like.trainable, like.opt))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def bits_of(state: State) -> dict[str, int]:
     leaves = jax.tree.leaves_with_path({TRAINABLE: state.trainable, OPT: state.opt})
     sums = jax.device_get(_bits([leaf for _, leaf in leaves]))
@@ -332,7 +350,6 @@ def _meta_of(values: Mapping[str, Any], where: str) -> Meta:
         about=settings.from_json(About, values.get("about"), f"{where}, 'about'"),
         base=settings.from_json(Base, values.get("base"), f"{where}, 'base'"),
         data=values["data"],
-        rows=values["rows"],
         skipped=values["skipped"],
     )
 

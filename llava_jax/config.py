@@ -295,6 +295,22 @@ def flat(config: Config) -> dict[str, Any]:
     return dict(fields("", dataclasses.asdict(config)))
 
 
+# What may change while a run goes on: where things are, how fast, what is told. Of the data its
+# fingerprint tells more, and of the weights theirs.
+_FREE = "name data model.start model.projector model.how compute checkpoints held_out log export"
+
+
+def deciding(config: Config) -> dict[str, Any]:
+    """The fields that decide what is learned, by path."""
+    free = tuple(_FREE.split())
+    kept = {
+        path: value
+        for path, value in flat(config).items()
+        if not any(path == name or path.startswith(f"{name}.") for name in free)
+    }
+    return {**kept, "compute.dtype": config.compute.dtype}
+
+
 def parse_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> tuple[argparse.Namespace, Config]:

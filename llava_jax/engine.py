@@ -71,7 +71,8 @@ class Engine:
         return self._likeliest(params, x_R1D), cache
 
     def _likeliest(self, params: Params, x_R1D):
-        return jnp.argmax(self.model.head(params, x_R1D)[:, 0], axis=-1).astype(jnp.int32)
+        next_R = jnp.argmax(self.model.head(params, x_R1D)[:, 0], axis=-1).astype(jnp.int32)
+        return self.model.placement.constrain(next_R, (None,))  # every host reads all of them
 
 
 def model_features(model: Llava, rows: int):

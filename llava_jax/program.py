@@ -93,8 +93,7 @@ def program(
 
 
 def model_of(compute: Compute, architecture: LlavaConfig, layout: Layout) -> Llava:
-    on_tpu = layout.mesh.devices.flat[0].platform == "tpu"
-    automatic = "splash" if on_tpu else "xla"
+    automatic = "splash" if layout.devices[0].platform == "tpu" else "xla"
     return Llava(
         architecture,
         stack.Compute(

@@ -202,6 +202,11 @@ class Layout:
         return jax.tree.map(sharding, batch)
 
     @property
+    def devices(self) -> list[Any]:
+        assert isinstance(self.mesh, Mesh)
+        return list(self.mesh.devices.flat)
+
+    @property
     def batch_parts(self) -> int:
         """How many parts a batch's rows are cut into."""
         return math.prod(self.mesh.shape[axis] for axis in self.batch_axes)
@@ -220,7 +225,8 @@ class Layout:
         place = {row: number for number, row in enumerate(local)}
 
         def put(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None
                 first, *rest = index
                 wanted = [place[row] for row in range(*first.indices(rows))]
                 return leaf[wanted][:, *rest] if rest else leaf[wanted]

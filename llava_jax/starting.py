@@ -98,6 +98,15 @@ def _with_projector(stored: StoredModel, place: epath.Path, start: epath.Path) -
     )
 
 
+def check_vocabulary(start: Start, config: Config, num_ids: int) -> None:
+    """num_ids: of the data's tokenizer."""
+    if num_ids > start.about.config.language.num_ids:
+        raise ValueError(
+            f"got {num_ids} ids of the tokenizer {config.data.tokenizer} for a language model of "
+            f"{start.about.config.language.num_ids} ({config.model.start}): expected no more"
+        )
+
+
 def _about(about: About, config: Config) -> About:
     """As it will be when it is trained: it reads the layer, and speaks as the data does."""
     data, architecture = config.data, about.config

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava_jax import conversation, tokenizer
 from llava_jax.conversation import Refused, Template, Turn
@@ -42,6 +42,14 @@ class Example:
     @property
     def learned(self) -> int:
         return sum(self.mask)
+
+
+class Question(NamedTuple):
+    """ids: up to where the answer begins, IMAGE for each picture."""
+
+    ids: list[int]
+    text: str
+    answer: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,18 @@ class Renderer:
             turns=len(turns) - fitted.cut_turns,
             notes=tuple(notes),
         )
+
+    def question(self, entry: Entry) -> Question:
+        """The entry's first question, to be answered by a model."""
+        turns = conversation.parse(entry.conversations, len(entry.pictures))
+        while turns[0].role != "human":
+            turns = turns[1:]
+        asked, answer = turns[:2]
+        pieces = conversation.pieces(
+            [asked, conversation.UNFINISHED], self.template, image_last=self._image_last(entry.id)
+        )
+        ids, _ = tokenizer.render(self.tokenizer, pieces)
+        return Question(ids, conversation.IMAGE_TAG.join(asked.texts), answer.texts[0])
 
     def _image_last(self, id: str) -> bool | None:
         """The paper's draw, the same in every epoch, whatever else the mixture holds."""

@@ -98,21 +98,24 @@ def schedule(
     return Schedule(plans, multiple * min(most, max(1, round(wanted / multiple))))
 
 
-def kept_plans(dataset: Dataset, folder: epath.Path, *, write: bool) -> list[Plan]:
-    """The plans of all epochs, from the folder where they are kept; those that are not are made.
-
-    So a run goes on by the plan it began with, and at once.
-    """
+def kept_plans(dataset: Dataset, folder: epath.Path) -> list[Plan]:
+    """The plan of each epoch, from the folder where a run keeps them; those that are not there are
+    made. So a run goes on by the plan it began with, and at once."""
     plans = []
     for epoch in range(dataset.config.epochs):
-        file = folder / f"{dataset.digest[:16]}-{epoch}.npz"
-        if file.exists():
-            plans.append(packing.load(file))
-            if len(plans[-1].example_N) == len(dataset):
-                continue
+        file = _plan_file(dataset, folder, epoch)
+        plans.append(packing.load(file) if file.exists() else dataset.plan(epoch))
+        if len(plans[-1].example_N) != len(dataset):
             raise ValueError(f"{file} plans other data; remove it, and the plan is made again")
-        plans.append(dataset.plan(epoch))
-        if write:
-            folder.mkdir(parents=True, exist_ok=True)
-            packing.save(plans[-1], file)
     return plans
+
+
+def keep_plans(dataset: Dataset, plans: Sequence[Plan], folder: epath.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for epoch, plan in enumerate(plans):
+        if not (file := _plan_file(dataset, folder, epoch)).exists():
+            packing.save(plan, file)
+
+
+def _plan_file(dataset: Dataset, folder: epath.Path, epoch: int) -> epath.Path:
+    return folder / f"{dataset.digest[:16]}-{epoch}.npz"

@@ -74,6 +74,15 @@ def page(
     return document(title, sections, lead=lead)
 
 
+def rows_page(title: str, rows: Sequence[Row]) -> str:
+    """Rows alone, token by token."""
+    sections = [
+        Section("legend", "How to read a row", _legend(rows)),
+        *(Section(f"row-{row.number}", f"Row {row.number:,}", _row(row)) for row in rows),
+    ]
+    return document(title, sections)
+
+
 def _refusals(refusals: Sequence[Refusal]) -> Html:
     if not refusals:
         return element("p", "None.")
