@@ -4,7 +4,9 @@ import   a llava-hf, original LLaVA, CLIP, LLaMA or Vicuna folder, a projector o
          → a model folder of ours. What SRC lacks comes from --base: a CLIP folder for the tower,
          a LLaMA folder for the language model, or what a delta or a LoRA stands on.
 export   a model folder, a training workdir, or any folder that can be imported → llava-hf's
-         layout, which transformers, vLLM and others load, or the original LLaVA's.
+         layout, which transformers, vLLM and others load, or the original LLaVA's; LoRA factors
+         are merged. peft, original-peft: the factors and the projector alone, for peft on a
+         llava-hf, or as the original LLaVA saves them.
 
 What a folder is, is told by its content. Tensors pass one by one: no more than a few are ever in
 memory. The destination appears when it is complete.
@@ -20,6 +22,7 @@ from etils import epath
 from llava_jax import api, cli, conversation, files, model_folder
 from llava_jax.model_folder import Report, StoredModel, is_model_folder
 from llava_jax.weights import exporting, verification
+from llava_jax.weights.adapter import ADAPTER_FORMATS
 from llava_jax.weights.assembly import Choices
 
 
@@ -65,9 +68,11 @@ def _import(args: argparse.Namespace, src: epath.Path, dst: epath.Path) -> Done:
 
 
 def _export(args: argparse.Namespace, src: epath.Path, dst: epath.Path) -> Done:
-    if args.projector_bin and args.format == "hf":
-        raise ValueError("got --projector_bin with --format hf: expected --format original")
-    stored = _open(args)
+    if args.projector_bin and args.format != "original":
+        raise ValueError(
+            f"got --projector_bin with --format {args.format}: expected --format original"
+        )
+    stored = _open(args, keep_lora=args.format in ADAPTER_FORMATS)
     report = _with_progress(
         exporting.exported_bytes(stored, args.format),
         lambda on_bytes: exporting.export(
@@ -105,9 +110,11 @@ def _parse() -> argparse.Namespace:
     exporting_ = verbs.add_parser(
         "export",
         help="a model folder → PyTorch's weights",
-        description="A model folder, or a training workdir → llava-hf's or the original's layout.",
-        epilog="example:\n"
-        "  python launch/convert.py export models/llava handed-back --format hf --verify",
+        description="A model folder, or a training workdir → llava-hf's or the original's layout, "
+        "LoRA factors merged; or those factors and the projector alone (peft, original-peft).",
+        epilog="examples:\n"
+        "  python launch/convert.py export models/llava handed-back --format hf --verify\n"
+        "  python launch/convert.py export runs/lora adapter --format peft",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for verb in (importing, exporting_):
@@ -152,7 +159,12 @@ def _parse() -> argparse.Namespace:
         action="store_true",
         help="write only what SRC holds, naming --base, a model folder, for the rest",
     )
-    exporting_.add_argument("--format", required=True, choices=exporting.FORMATS)
+    exporting_.add_argument(
+        "--format",
+        required=True,
+        choices=exporting.FORMATS,
+        help="hf and peft: of transformers; original and original-peft (needs torch): of LLaVA",
+    )
     exporting_.add_argument(
         "--projector_bin",
         action="store_true",

@@ -104,8 +104,8 @@ class StoredModel:
 
     tokenizer: the folder with its files, if there are any. added_tokens: those it does not have
     yet. kind: of the folder it was opened from. digests: of the leaves, where they are known
-    without reading. own: the leaves that are not a base's. notes: what a user should know of how
-    it was opened.
+    without reading. own: the leaves that are not a base's. base: what a thin folder or a run names
+    as its. notes: what a user should know of how it was opened.
     """
 
     about: About
@@ -115,6 +115,7 @@ class StoredModel:
     kind: str = "model folder"
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own: frozenset[str] = frozenset()
+    base: Base | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -197,12 +198,15 @@ def thin(stored: StoredModel, base: epath.Path, dst: epath.Path) -> tuple[Stored
             f"got a model with {len(stored.own)} of {len(stored.leaves)} leaves of its own; "
             "expected some, and the others from the base"
         )
-    # A relative path lets both folders move together.
+    leaves = {path: stored.leaves[path] for path in sorted(stored.own)}
+    return dataclasses.replace(stored, leaves=leaves, tokenizer=None), base_for(dst, base)
+
+
+def base_for(dst: epath.Path, base: epath.Path) -> Base:
+    """How a folder at `dst` names its base. By a relative path, so that both can move together."""
     remote = "://" in str(base) or "://" in str(dst)
     place = str(base) if remote else os.path.relpath(os.path.realpath(base), os.path.realpath(dst))
-    leaves = {path: stored.leaves[path] for path in sorted(stored.own)}
-    own = dataclasses.replace(stored, leaves=leaves, tokenizer=None)
-    return own, Base(fingerprint(base), place)
+    return Base(fingerprint(base), place)
 
 
 def _described(stored: StoredModel, report: Report, base: Base | None) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
             f"{folder}: {DESCRIPTION} and params/ disagree:\n  " + "\n  ".join(sorted(problems))
         )
     digests = {path: tensor["sha256"] for path, tensor in tensors.items()}
-    tokenizer = tokenizer_folder(folder)
+    tokenizer, own = tokenizer_folder(folder), frozenset(leaves)
     if described.base is None and base is not None:
         raise ValueError(f"got base {base} for {folder}, which holds a whole model: leave it out")
     if described.base is not None:
@@ -274,7 +278,14 @@ def read(folder: epath.Path, base: epath.Path | None = None) -> StoredModel:
         leaves, digests = {**under.leaves, **leaves}, {**under.digests, **digests}
         tokenizer = tokenizer or under.tokenizer
     check_leaves(leaves, stored_shapes(about.config))
-    return StoredModel(about, leaves, tokenizer, digests=digests)
+    return StoredModel(
+        about,
+        leaves,
+        tokenizer,
+        digests=digests,
+        own=frozenset() if described.base is None else own,
+        base=described.base,
+    )
 
 
 def fingerprint(folder: epath.Path) -> str:

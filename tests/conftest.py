@@ -45,6 +45,16 @@ def import_torch() -> ModuleType:
     return torch
 
 
+def import_peft() -> ModuleType:
+    """PEFT, the oracle of LoRA; it comes with PyTorch or not at all."""
+    import_torch()
+    if os.environ.get("LLAVA_JAX_REQUIRE_TORCH") != "1":
+        pytest.importorskip("peft")
+    import peft
+
+    return peft
+
+
 class NetworkUsed(Exception):
     """No OSError, so that code under test cannot take it for a network that is down."""
 

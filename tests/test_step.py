@@ -37,12 +37,13 @@ class Run:
         layout: Layout,
         *,
         clip: float | None = 1.0,
+        lr_of: tuple[tuple[str, float], ...] = (),
         parts: int = 1,
         chunks: int = 1,
         **compute: Any,
     ):
         model = Llava(config, Compute(**compute), layout.placement("float32"))
-        adamw = AdamW(clip=clip)
+        adamw = AdamW(clip=clip, lr_of=lr_of)
         trainable, frozen = optim.split(params, stage)
         self.layout = layout
         self.frozen = jax.device_put(frozen, layout.param_shardings(frozen))
@@ -95,9 +96,7 @@ def their_loss(model: Any, config: LlavaConfig, conversations: list, batch: Batc
 
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2], ids=["stage 1", "stage 2"])
 def test_the_same_training_as_pytorch(stage):
-    torch, config = import_torch(), test_llava.CONFIGS["GQA"]
-    from transformers import get_cosine_schedule_with_warmup
-
+    config = test_llava.CONFIGS["GQA"]
     model = test_llava.their_model(config)
     before = test_llava.our_params(config, torch_weights.state_of(model))
     before = jax.tree.map(np.array, before)  # not PyTorch's own memory, which it trains in
@@ -106,9 +105,25 @@ def test_the_same_training_as_pytorch(stage):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains in name and "vision_tower" not in name)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    adam = torch.optim.AdamW(learning, lr=LR, weight_decay=0.0)
+    largest_gradient = train_both(run, model, config, [{"params": learning}])
+    after = test_llava.our_params(config, torch_weights.state_of(model))
+    overwrite(model, largest_gradient)
+    steep = test_llava.our_params(config, torch_weights.state_of(model))
+    check_frozen(run.params, before, stage)
+    flat, total = compare([optim.split(x, stage)[0] for x in (run.params, after, before, steep)])
+    assert flat < 0.06 * total, f"{flat} of {total}"  # ids that no text has
+
+
+def train_both(run: Run, model: Any, config: LlavaConfig, groups: list[dict]) -> dict[str, Any]:
+    """All steps of ours and of PyTorch's, compared one by one. groups: of its optimizer, the first
+    at the run's own rate. Gives the largest gradient that each entry of its parameters had."""
+    torch = import_torch()
+    from transformers import get_cosine_schedule_with_warmup
+
+    adam = torch.optim.AdamW(groups, lr=LR, weight_decay=0.0)
     lr = get_cosine_schedule_with_warmup(adam, round(STEPS * WARMUP), STEPS)
-    largest_gradient: dict[str, Any] = {}
+    learning = [parameter for group in groups for parameter in group["params"]]
+    largest: dict[str, Any] = {}
     for number in range(STEPS):
         conversations, batch = lesson(config, number)
         loss = their_loss(model, config, conversations, batch)
@@ -116,8 +131,8 @@ def test_the_same_training_as_pytorch(stage):
         loss.backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                seen = largest_gradient.get(name, torch.zeros(()))
-                largest_gradient[name] = torch.maximum(seen, parameter.grad.abs())
+                seen = largest.get(name, torch.zeros(()))
+                largest[name] = torch.maximum(seen, parameter.grad.abs())
         norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
         metrics = run(batch)
         # Measured worst 6.1e-7 and 7.4e-6: f32 sums run in another order.
@@ -126,30 +141,38 @@ def test_the_same_training_as_pytorch(stage):
         np.testing.assert_allclose(metrics.lr, lr.get_last_lr()[0], rtol=1e-6, atol=1e-12)
         adam.step()
         lr.step()
-    after = test_llava.our_params(config, torch_weights.state_of(model))
-    ours = run.params
-    frozen = optim.split(ours, stage)[1]
-    for leaf, untouched in zip(
-        jax.tree.leaves(frozen), jax.tree.leaves(optim.split(before, stage)[1]), strict=True
-    ):
-        np.testing.assert_array_equal(leaf, untouched)
+    return largest
+
+
+def overwrite(model: Any, largest: dict[str, Any]) -> None:
+    """Puts gradients where the weights were, so that they map onto our tree as those do."""
+    torch = import_torch()
     for name, parameter in model.named_parameters():
-        seen = largest_gradient.get(name, torch.zeros(()))
+        seen = largest.get(name, torch.zeros(()))
         parameter.data = torch.broadcast_to(seen, parameter.shape).clone()
-    steep = test_llava.our_params(config, torch_weights.state_of(model))
-    trained = [optim.split(tree, stage)[0] for tree in (ours, after, before, steep)]
-    update = max(np.abs(b - a).max() for a, b in _pairs(trained[1], trained[2]))
+
+
+def check_frozen(ours: Any, before: Any, stage: tuple[str, ...]) -> None:
+    frozen, untouched = (optim.split(tree, stage)[1] for tree in (ours, before))
+    for leaf, old in _pairs(frozen, untouched):
+        np.testing.assert_array_equal(leaf, old)
+
+
+def compare(trained: list[Any]) -> tuple[int, int]:
+    """[ours, theirs, before, largest gradients] of what trains: equal, but for entries without a
+    gradient. How many those are, of how many."""
+    ours, after, before, steep = trained
+    update = max(np.abs(b - a).max() for a, b in _pairs(after, before))
     flat = 0
-    for path, mine in jax.tree.leaves_with_path(trained[0]):
-        theirs, gradient = (_at(tree, path) for tree in (trained[1], trained[3]))
+    for path, mine in jax.tree.leaves_with_path(ours):
+        theirs, gradient = (_at(tree, path) for tree in (after, steep))
         # Adam divides by the gradient's size: of next to none, rounding decides.
         counts = gradient >= 1e-7
         flat += int((~counts).sum())
         apart = np.abs(mine - theirs)[counts].max(initial=0.0) / update
         # Measured worst 2.2e-5.
         assert apart < 1e-4, (path, apart)
-    total = sum(leaf.size for leaf in jax.tree.leaves(trained[0]))
-    assert flat < 0.06 * total, f"{flat} of {total}"  # ids that no text has
+    return flat, sum(leaf.size for leaf in jax.tree.leaves(ours))
 
 
 def _pairs(tree: Any, other: Any):

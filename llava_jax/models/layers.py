@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from llava_jax.models import lora as lora_lib
 
 _kernel_init = nn.initializers.normal(0.02)
+# Uniform within 1/√inputs, as PEFT and torch's Linear draw it.
+_lora_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -62,7 +64,7 @@ class Dense(nn.Module):
         rank = self.lora.rank_of(self.name or "")
         if rank:
             # a is drawn and b is zero, so a fresh delta changes nothing.
-            a_IR = self.param("lora_a", nn.initializers.he_uniform(), (shape[0], rank))
+            a_IR = self.param("lora_a", _lora_init, (shape[0], rank))
             b_OR = self.param("lora_b", nn.initializers.zeros, (shape[1], rank))
             y = y + lora_lib.delta(self.lora, x, a_IR, b_OR, dropout_key_B, precision)
         if self.use_bias:

@@ -200,20 +200,22 @@ def _projector(
     }
     depth = max(numbers, default=1)
     act = sources[0].projector_act
-    if act == "linear" and depth == 2:
+    if act in ("linear", None) and depth == 2:
         second = [f"{HUB.projector}linear_2.{leaf}" for leaf in ("weight", "bias")]
         identity = (np.eye(width), np.zeros(width))
-        if not all(
+        is_identity = all(
             key in tensors and np.array_equal(tensors[key].read(), values)
             for key, values in zip(second, identity, strict=True)
-        ):
+        )
+        if act == "linear" and not is_identity:
             raise ValueError(
                 f"{sources[0].where}: a projector of two matrices without an activation between "
                 "them; expected gelu, or an identity as the second"
             )
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in second}
-        depth = 1
-    elif act != "gelu" and depth > 1:
+        if is_identity:
+            tensors = {key: tensor for key, tensor in tensors.items() if key not in second}
+            depth = 1
+    if act not in ("gelu", None) and depth > 1:
         raise ValueError(
             f"{sources[0].where}/config.json: 'projector_hidden_act' is {act!r}, expected 'gelu' "
             "or 'linear'"

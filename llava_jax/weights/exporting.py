@@ -3,10 +3,12 @@
 hf        the hub's key names and file split, which transformers 4 and 5 and vLLM load; every
           setting written out, because readers' defaults differ
 original  haotian-liu/LLaVA's keys, the vision tower inside
+
+LoRA factors are merged; the formats of adapter.py keep them, and leave the rest out.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from etils import epath
 from llava_jax import files
 from llava_jax.conversation import template
 from llava_jax.model_folder import About, Observer, Report, StoredModel
-from llava_jax.weights import clip, io, llama, torch_files
+from llava_jax.weights import adapter, clip, io, llama, torch_files
+from llava_jax.weights.adapter import ADAPTER_FORMATS, without_lora
 from llava_jax.weights.chat_template import jinja
 from llava_jax.weights.deltas import mean_row
 from llava_jax.weights.keys import to_theirs
-from llava_jax.weights.llava import HUB, ORIGINAL
-from llava_jax.weights.model_card import model_card
-from llava_jax.weights.tensor import Tensor, in_memory
+from llava_jax.weights.llava import HUB, ORIGINAL, with_identity
+from llava_jax.weights.model_card import adapter_card, model_card
+from llava_jax.weights.tensor import Tensor
 from llava_jax.weights.tokenizer_files import (
     for_hugging_face,
     prefixes_behind_specials,
@@ -29,7 +32,7 @@ from llava_jax.weights.tokenizer_files import (
 )
 
 SHARD_BYTES = 5_000_000_000
-FORMATS = ("hf", "original")
+FORMATS = ("hf", "original", *ADAPTER_FORMATS)
 # Rows come in multiples of this, as in the hub's own folders.
 _ROWS_MULTIPLE = 64
 # The reference's two towers, by the size of their pictures.
@@ -50,10 +53,10 @@ def export(
 ) -> Report:
     """Writes the folder; it appears when it is complete. projector_bin: also mm_projector.bin."""
     _check(stored.about, format)
-    if format == "hf":
-        tensors, texts = hugging_face(stored)
-    else:
-        tensors, texts = original(stored)
+    if format in ADAPTER_FORMATS:
+        return _export_adapter(stored, dst, format, on_bytes)
+    stored = without_lora(stored)
+    tensors, texts = (hugging_face if format == "hf" else original)(stored)
     with files.fresh_folder(dst) as folder:
         observer = Observer(on_bytes)
         io.write_safetensors(folder, tensors, shard_bytes=shard_bytes, on_tensor=observer)
@@ -67,10 +70,29 @@ def export(
     return report
 
 
+def _export_adapter(
+    stored: StoredModel, dst: epath.Path, format: str, on_bytes: Callable[[int], None]
+) -> Report:
+    parts = adapter.adapter(stored, format)
+    with files.fresh_folder(dst) as folder:
+        observer = Observer(on_bytes)
+        io.write_file(folder / adapter.WEIGHTS, parts.factors, observer)
+        files.write_bytes(folder / adapter.CONFIG, _json(parts.config))
+        if parts.beside:
+            torch_files.write(folder / adapter.BESIDE, parts.beside, observer)
+            files.write_bytes(folder / "config.json", _json(_original_config(stored)))
+        files.write_text(folder / "README.md", adapter_card(stored, format))
+        return observer.report()
+
+
 def exported_bytes(stored: StoredModel, format: str) -> int:
     """What an export will write, for a progress bar; refuses what cannot be written."""
     _check(stored.about, format)
-    tensors, _ = (hugging_face if format == "hf" else original)(stored)
+    if format in ADAPTER_FORMATS:
+        parts = adapter.adapter(stored, format)
+        tensors = parts.factors | parts.beside
+    else:
+        tensors, _ = (hugging_face if format == "hf" else original)(without_lora(stored))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -86,13 +108,12 @@ def not_expressible(about: About, format: str) -> str | None:
     config = about.config
     depth = config.projector.depth
     problems = []
-    if config.language.lora.rank:
-        problems.append("LoRA factors beside their kernels (import them merged)")
-    if depth == 0 or (format == "hf" and depth > 2):
+    hugging_face = format in ("hf", "peft")
+    if depth == 0 or (hugging_face and depth > 2):
         problems.append(f"a projector of kind {config.projector.kind!r}")
-    if format == "original" and len(config.vision.select_layers) > 1:
+    if not hugging_face and len(config.vision.select_layers) > 1:
         problems.append(f"features of several layers, {config.vision.select_layers}")
-    if format == "hf" and (config.row_end or about.image_mode == "anyres"):
+    if hugging_face and (config.row_end or about.image_mode == "anyres"):
         problems.append("tiles of a picture (anyres)")
     return ", nor ".join(problems) or None
 
@@ -105,7 +126,7 @@ def hugging_face(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, byte
     about = stored.about
     tensors = to_theirs(HUB.rows(about.config), stored.leaves)
     if about.config.projector.kind == "linear":
-        tensors = _with_identity(tensors, about.config.projector.output_size)
+        tensors = with_identity(tensors, HUB, about.config.projector.output_size)
     num_ids = about.config.language.num_ids
     image, pad = about.tokens.image, about.tokens.pad
     tokenizer, rows = stored.tokenizer_files(), num_ids
@@ -133,20 +154,6 @@ def hugging_face(stored: StoredModel) -> tuple[dict[str, Tensor], dict[str, byte
     texts["chat_template.json"] = {"chat_template": chat}
     as_bytes = {name: _json(value) for name, value in texts.items()}
     return tensors, {**as_bytes, "chat_template.jinja": chat.encode(), **tokenizer}
-
-
-def _with_identity(tensors: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Hugging Face always has two matrices: behind a linear projector, one that changes nothing."""
-    first = f"{HUB.projector}linear_1."
-    dtype = tensors[f"{first}weight"].dtype
-    second = {"weight": np.eye(width, dtype=dtype), "bias": np.zeros(width, dtype)}
-    out = {}
-    for key, tensor in tensors.items():
-        out[key] = tensor
-        if key == f"{first}bias":
-            for leaf, value in second.items():
-                out[f"{HUB.projector}linear_2.{leaf}"] = in_memory(value, "identity")
-    return out
 
 
 def _with_mean_rows(key: str, tensor: Tensor, rows: int) -> Tensor:

@@ -284,11 +284,13 @@ def write_safetensors(
     return weight_map
 
 
-def write_file(path: epath.PathLike, tensors: Mapping[str, Tensor]) -> None:
+def write_file(
+    path: epath.PathLike, tensors: Mapping[str, Tensor], on_tensor: OnTensor | None = None
+) -> None:
     """Writes one safetensors file of its own, whole or not at all."""
     header = _header(tensors, files.path(path))
     with files.new_file(path) as file:
-        _write(file, header, tensors, None)
+        _write(file, header, tensors, on_tensor)
 
 
 def _header(tensors: Mapping[str, Tensor], path: epath.Path) -> bytes:

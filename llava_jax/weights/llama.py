@@ -1,5 +1,7 @@
 """LLaMA's and Vicuna's keys, and their config.json both ways; PEFT's LoRA factors."""
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llava_jax.models.llama import LlamaConfig, RopeConfig
@@ -35,6 +37,8 @@ _PEFT_MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+
+_FACTOR_OF = re.compile(r".*\.(\w+)\.lora_[AB]\.weight")
 
 # Buffers of older checkpoints, computed from the config: rotary frequencies.
 DERIVED = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
@@ -158,8 +162,34 @@ def _write_rope_scaling(rope: RopeConfig) -> dict[str, Any] | None:
     return scaling
 
 
-def read_adapter(settings: Settings) -> LoraConfig:
-    """From PEFT's adapter_config.json; variants of LoRA with another function are refused."""
+def peft_names(lora: LoraConfig) -> list[str]:
+    """PEFT's short names of the matrices that have factors."""
+    return [_PEFT_MODULES[name].rpartition(".")[2] for name in lora.targets]
+
+
+def write_adapter(
+    lora: LoraConfig, *, target_modules: str | list[str], modules_to_save: list[str] | None
+) -> dict[str, Any]:
+    """PEFT's adapter_config.json."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": "none",
+        "target_modules": target_modules,
+        "modules_to_save": modules_to_save,
+    }
+
+
+def read_adapter(
+    settings: Settings, keys: Iterable[str], saved_whole: Sequence[str] = ()
+) -> LoraConfig:
+    """From PEFT's adapter_config.json; variants of LoRA with another function are refused. keys: of
+    the factors. saved_whole: modules that PEFT may keep whole beside them."""
     peft_type = settings.get("peft_type", str)
     if peft_type != "LORA":
         raise ValueError(f"{settings.where}: 'peft_type' is {peft_type!r}, expected 'LORA'")
@@ -170,15 +200,19 @@ def read_adapter(settings: Settings) -> LoraConfig:
         ("fan_in_fan_out", False),
         ("rank_pattern", {}),
         ("alpha_pattern", {}),
-        ("modules_to_save", None),
         ("layers_to_transform", None),
         ("loftq_config", {}),
     ):
         settings.only(name, supported, supported)
+    if not set(whole := settings.get("modules_to_save", list, [])) <= {*saved_whole}:
+        raise ValueError(
+            f"{settings.where}: 'modules_to_save' is {whole}, expected none but {[*saved_whole]}"
+        )
     modules = settings.get("target_modules", (list, str))
-    modules = [modules] if isinstance(modules, str) else modules
+    if isinstance(modules, str):  # a pattern of whole names: the keys say what it fitted
+        modules = [found[1] for key in keys if (found := _FACTOR_OF.fullmatch(key))]
     ours = {theirs.rpartition(".")[2]: name for name, theirs in _PEFT_MODULES.items()}
-    unknown = sorted(m for m in modules if str(m).rpartition(".")[2] not in ours)
+    unknown = sorted({m for m in modules if str(m).rpartition(".")[2] not in ours})
     if unknown:
         raise ValueError(
             f"{settings.where}: 'target_modules' has {unknown}, expected names among {sorted(ours)}"

@@ -11,11 +11,13 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.weights import clip, llama
 from llava_jax.weights.keys import TRANSPOSED, Row, table
-from llava_jax.weights.tensor import Tensor
+from llava_jax.weights.tensor import Tensor, in_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,8 @@ ORIGINAL = Layout(
     head="lm_head.",
     row_end="model.image_newline",
 )
+# What PEFT calls the projector where it trains it whole, in llava-hf and in the original.
+PROJECTOR_MODULES = ("multi_modal_projector", "mm_projector")
 # transformers wraps what it trains; LLaVA's own saves keep some of the wrapping.
 _WRAPPED_PROJECTOR = re.compile(r"(?:base_model\.model\.)?(?:model\.)?mm_projector\.")
 _WRAPPED_OTHER = re.compile(r"(?:base_model\.model\.)?(?=model\.|lm_head\.)")
@@ -127,6 +131,17 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed(plain, ORIGINAL)
 
 
+def unwrapped_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """PEFT's own file, of whichever class of LLaVA it wrapped; it may name the adapter in keys."""
+    plain = {
+        key.removeprefix("base_model.model.").replace(".default.", "."): tensor
+        for key, tensor in tensors.items()
+    }
+    # As in LAYOUTS, "model." begins "model.language_model." too.
+    layout = next((x for x in LAYOUTS if any(key.startswith(x.decoder) for key in plain)), ORIGINAL)
+    return renamed(plain, layout)
+
+
 def projector_rows(layout: Layout, config: ProjectorConfig) -> tuple[Row, ...]:
     """Hugging Face counts its matrices, the original counts the Sequential's modules, of which
     every second one is the activation."""
@@ -137,6 +152,20 @@ def projector_rows(layout: Layout, config: ProjectorConfig) -> tuple[Row, ...]:
     else:
         names = [""] if config.kind == "linear" else [f"{2 * i}" for i in range(config.depth)]
     return table(dense_rows(names), ours="projector/", theirs=layout.projector)
+
+
+def with_identity(tensors: Mapping[str, Tensor], layout: Layout, width: int) -> dict[str, Tensor]:
+    """Hugging Face always has two matrices: behind a linear projector, one that changes nothing."""
+    first = f"{layout.projector}linear_1."
+    dtype = tensors[f"{first}weight"].dtype
+    second = {"weight": np.eye(width, dtype=dtype), "bias": np.zeros(width, dtype)}
+    out = {}
+    for key, tensor in tensors.items():
+        out[key] = tensor
+        if key == f"{first}bias":
+            for leaf, value in second.items():
+                out[f"{layout.projector}linear_2.{leaf}"] = in_memory(value, "identity")
+    return out
 
 
 def dense_rows(names: Sequence[str]) -> list[Row]:

@@ -19,7 +19,16 @@ from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.lora import LoraConfig
 from llava_jax.weights import clip, io, llama
-from llava_jax.weights.llava import HUB, ORIGINAL, Layout, layout_of, renamed, unwrapped
+from llava_jax.weights.llava import (
+    HUB,
+    ORIGINAL,
+    PROJECTOR_MODULES,
+    Layout,
+    layout_of,
+    renamed,
+    unwrapped,
+    unwrapped_adapter,
+)
 from llava_jax.weights.settings import Settings
 from llava_jax.weights.tensor import Tensor
 from llava_jax.weights.tower import (
@@ -60,15 +69,15 @@ class Hints:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """vision, language: their shapes, if the source says. projector_act: between its matrices.
-    tokens, context, tokenizer: of the language model."""
+    """vision, language: their shapes, if the source says. projector_act: between its matrices, None
+    if no file says. tokens, context, tokenizer: of the language model."""
 
     kind: str
     where: str
     tensors: Tensors
     vision: ClipConfig | None = None
     language: LlamaConfig | None = None
-    projector_act: str = "gelu"
+    projector_act: str | None = "gelu"
     lora: LoraConfig | None = None
     hints: Hints = Hints()
     tokens: Tokens = Tokens()
@@ -244,19 +253,21 @@ def _adapter(folder: epath.Path, allow_pickle: bool) -> Source:
     file = _first(folder, _ADAPTER_FILES)
     if file is None:
         raise ValueError(f"{folder} has adapter_config.json and none of {_ADAPTER_FILES}")
-    factors = {
-        HUB.decoder + key.removeprefix("base_model.model.model.").replace(".default.", "."): tensor
-        for key, tensor in io.read_file(file, allow_pickle=allow_pickle).items()
-    }
+    factors = unwrapped_adapter(io.read_file(file, allow_pickle=allow_pickle))
     beside = _first(folder, _BESIDE_ADAPTER)
     whole = {} if beside is None else unwrapped(io.read_file(beside, allow_pickle=allow_pickle))
     settings = Settings.read_if_there(folder / "config.json")
-    notes = () if beside is not None else (f"{folder}: no {_BESIDE_ADAPTER[1]}, so no projector",)
+    tensors = {**factors, **whole}
+    has_projector = any(key.startswith(HUB.projector) for key in tensors)
+    notes = () if has_projector else (f"{folder}: no {_BESIDE_ADAPTER[1]}, so no projector",)
     return Source(
         kind="LoRA",
         where=str(folder),
-        tensors={**factors, **whole},
-        lora=llama.read_adapter(Settings.read(folder / "adapter_config.json")),
+        tensors=tensors,
+        lora=llama.read_adapter(
+            Settings.read(folder / "adapter_config.json"), factors, PROJECTOR_MODULES
+        ),
+        projector_act=None,
         hints=_original_hints(settings),
         notes=notes,
     )

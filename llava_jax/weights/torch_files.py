@@ -49,12 +49,17 @@ def read(path: epath.Path) -> dict[str, Tensor]:
     }
 
 
-def write(path: epath.Path, tensors: Mapping[str, Tensor]) -> None:
+def write(
+    path: epath.Path,
+    tensors: Mapping[str, Tensor],
+    on_tensor: Callable[[str, np.ndarray], None] = lambda key, array: None,
+) -> None:
     """A file for torch.load, for readers that know no other; held in memory whole."""
     torch = _import_torch(path)
     state = {}
     for key, tensor in tensors.items():
         array = tensor.read()
+        on_tensor(key, array)
         # NumPy's bf16 is unknown to PyTorch: the bits go over as integers.
         bits = array.view(_WORDS[array.dtype.itemsize]) if array.dtype.name == "bfloat16" else array
         state[key] = torch.from_numpy(np.array(bits)).view(getattr(torch, array.dtype.name))

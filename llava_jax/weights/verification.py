@@ -17,10 +17,12 @@ from llava_jax import model_folder
 from llava_jax.batch import TEXT, Batch
 from llava_jax.model_folder import About, Report, StoredModel
 from llava_jax.models.llava import Llava
-from llava_jax.weights import exporting, io
+from llava_jax.weights import exporting, io, llama
+from llava_jax.weights.adapter import ADAPTER_FORMATS, without_lora
 from llava_jax.weights.keys import to_ours
 from llava_jax.weights.llava import HUB, IN_MEMORY_PLAIN_TOWER, ORIGINAL
 from llava_jax.weights.memory import params_in_memory
+from llava_jax.weights.sources import open_source
 from llava_jax.weights.tensor import Tensor
 
 # Relative to the largest logit, in f32; measured worst 7e-6 on tiny models, and sums grow with
@@ -41,6 +43,10 @@ def of_import(
 
 
 def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str) -> Iterator[str]:
+    if format in ADAPTER_FORMATS:
+        yield from _of_adapter(stored, report, dst)
+        return
+    stored = without_lora(stored)
     written = io.read_weights(dst)
     yield _same_tensors(written, {}, report.digests)
     layout = HUB if format == "hf" else ORIGINAL
@@ -56,6 +62,18 @@ def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str)
     if known:
         yield _same_tensors(back, stored.leaves, known) + ", mapped back"
     yield from _same_logits(stored, report, dst if format == "hf" else None)
+
+
+def _of_adapter(stored: StoredModel, report: Report, dst: epath.Path) -> Iterator[str]:
+    source = open_source(dst, allow_pickle=True)  # just written
+    config = stored.about.config
+    rows = HUB.rows(config) + llama.lora_rows(HUB.decoder, config.language)
+    back = to_ours(rows, source.tensors, config.language.vocab_size)
+    digests = {path: io.sha256(stored.leaves[path].read()) for path in back}
+    if source.lora != config.language.lora or len(back) != len(report.digests):
+        raise ValueError(f"{dst} reads as {source.lora} and {len(back)} tensors of the model")
+    yield _same_tensors(back, stored.leaves, digests) + ", mapped back"
+    yield from _same_logits(stored, report, None)
 
 
 def _same_tensors(
@@ -88,6 +106,7 @@ def _same_logits(
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         yield "no logits: torch and transformers are not installed (pip install 'llava-jax[hf]')"
         return
+    stored = without_lora(stored)
     about = stored.about
     problem = exporting.not_expressible(about, "hf")
     if problem:

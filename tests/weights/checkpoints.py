@@ -243,5 +243,9 @@ def read(folder: Path) -> State:
     return {name: tensor.read() for name, tensor in io.read_weights(folder).items()}
 
 
+def read_file(file: Path) -> State:
+    return {name: tensor.read() for name, tensor in io.read_file(file).items()}
+
+
 def write_file(file: Path, state: Mapping[str, np.ndarray]) -> None:
     io.write_file(epath.Path(file), {name: in_memory(x, name) for name, x in state.items()})
