@@ -147,7 +147,8 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
             command=resuming(workdir),
         )
         with told, Stopping() as stopping:
-            loop(run, state, frozen, first, saved, meta, told, stopping)
+            if first < len(steps):
+                loop(run, state, frozen, first, saved, meta, told, stopping)
 
     if stopping.signal is not None:
         say(f"stopped by {stopping.signal.name} and saved; to go on: {resuming(workdir)}")
@@ -183,16 +184,12 @@ def loop(
                 check_batch(run, read.batch)
                 told.first_batch(read)
                 step = compiled(run.program, state, frozen, placed, key)
-                told.clock.restart()
+                told.begin()
             told.profile(number)
             state, result = step(state, frozen, placed, key)
             told.step(number, result, read)
             number += 1
-            if number == last or number % config.checkpoints.every == 0:
-                told.catch_up()
-                saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
-                told.saved(number)
-            saved.check()
+            # Measured before it is saved: a run that is killed between the two does both again.
             if run.examined and (number == last or number % config.held_out.every == 0):
                 told.catch_up()
                 told.held_out(
@@ -201,6 +198,11 @@ def loop(
                     run.examined.answers(run.program, run.start.about, state, frozen),
                     run.examined.asked,
                 )
+            if number == last or number % config.checkpoints.every == 0:
+                told.catch_up()
+                saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
+                told.saved(number)
+            saved.check()
     told.catch_up()
     if number < last:
         saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))

@@ -112,9 +112,13 @@ class Telling:
             )
             if self._first:
                 self._log.event(self._first, "resumed")
+        return self
+
+    def begin(self) -> None:
+        """What comes now is training: the program is compiled, and the first batch is there."""
         total = len(self._steps) - self._first
         self._bar = self._opened.enter_context(progress(total, "training", "steps"))
-        return self
+        self.clock.restart()
 
     def __exit__(
         self,
@@ -202,17 +206,19 @@ class Telling:
             found.append(f"{name} {dataset.sources[name][int(dataset.entry_N[index])].id}")
         return found
 
+    # What follows a step is told by the number of steps done.
+
     def saved(self, number: int) -> None:
         """All hosts come here alike, so all stop alike for what they dropped."""
         self._dropped.check(self._dataset, processes.sum_over_processes(len(self._dropped)))
         if self._log:
-            self._log.event(number, "saved")
+            self._log.event(number - 1, "saved")
             self._log.flush()
         self.clock.restart()
 
     def stopped(self, number: int) -> None:
         if self._log:
-            self._log.event(number, "stopped")
+            self._log.event(number - 1, "stopped")
 
     def held_out(
         self,
@@ -222,9 +228,9 @@ class Telling:
         asked: Sequence[Asked],
     ) -> None:
         if self._log:
-            self._log.event(number, "held_out", **losses)
+            self._log.event(number - 1, "held_out", **losses)
             if answers:
-                self._log.event(number, "answers", answers=list(answers))
+                self._log.event(number - 1, "answers", answers=list(answers))
         self.clock.restart()
 
     def first_batch(self, read: Read) -> None:
