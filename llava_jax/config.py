@@ -104,7 +104,8 @@ class Model:
     instead: stage 1's workdir, a model folder, or a file mm_projector.bin; '' = the folder's own.
 
     select_layer: the vision tower's hidden state that is read, -1 its last; 0 = as the folder says.
-    frozen_dtype: in memory, of what does not train. how: the commands that make `start`.
+    frozen_dtype: in memory, of what does not train. how, projector_how: the commands that
+    make `start` and `projector`.
     """
 
     start: str = ""
@@ -113,6 +114,7 @@ class Model:
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     lora: Lora = Lora()
     how: str = ""
+    projector_how: str = ""
 
 
 # What trains, as patterns of whole parameter paths.
@@ -297,16 +299,20 @@ def flat(config: Config) -> dict[str, Any]:
 
 # What may change while a run goes on: where things are, how fast, what is told. Of the data its
 # fingerprint tells more, and of the weights theirs.
-_FREE = "name data model.start model.projector model.how compute checkpoints held_out log export"
+_FREE = (
+    "name",
+    "data",
+    *(f"model.{field}" for field in ("start", "projector", "how", "projector_how")),
+    *("compute", "checkpoints", "held_out", "log", "export"),
+)
 
 
 def deciding(config: Config) -> dict[str, Any]:
     """The fields that decide what is learned, by path."""
-    free = tuple(_FREE.split())
     kept = {
         path: value
         for path, value in flat(config).items()
-        if not any(path == name or path.startswith(f"{name}.") for name in free)
+        if not any(path == name or path.startswith(f"{name}.") for name in _FREE)
     }
     return {**kept, "compute.dtype": config.compute.dtype}
 

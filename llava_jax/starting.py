@@ -40,7 +40,7 @@ def _missing_model(model: Model) -> list[str]:
     if not files.path(model.start).exists():
         lines += [f"\n{model.start}  (config.model.start)", _indented(model.how)]
     if model.projector and not files.path(model.projector).exists():
-        how = "train stage 1 with this --workdir; or --config.model.projector= starts without"
+        how = f"{model.projector_how}\nor start without one: --config.model.projector="
         lines += [f"\n{model.projector}  (config.model.projector)", _indented(how)]
     return lines
 

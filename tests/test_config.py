@@ -171,16 +171,78 @@ def test_the_configs_of_the_project(name):
     assert batch.images <= batch.tokens // (data.image_size // data.patch_size) ** 2
 
 
-@pytest.mark.parametrize("section", [c.Config, c.Data, c.Batch, c.Source])
+SECTIONS = (
+    c.Config,
+    c.Data,
+    c.Batch,
+    c.Source,
+    c.Model,
+    c.Lora,
+    c.Optim,
+    c.Compute,
+    c.Checkpoints,
+    c.HeldOut,
+    c.Log,
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
 def test_every_field_is_read_by_some_code(section):
     """An option that nothing reads would be obeyed by nobody."""
     paths = [*(CHECKOUT / "llava_jax").rglob("*.py"), *(CHECKOUT / "launch").glob("*.py")]
     code = "\n".join(path.read_text() for path in paths if path.name != "config.py")
     for field in dataclasses.fields(section):
-        assert re.search(rf"\.{field.name}\b", code), field.name
+        if field.name != "fidelity":  # which config.py itself obeys
+            assert re.search(rf"\.{field.name}\b", code), field.name
 
 
 def test_the_default_is_the_paper():
     for file in ("stage1", "stage2", "scienceqa"):
         path = str(CHECKOUT / f"configs/{file}.py")
         assert c.load(path) == c.load(f"{path}:v1-13b")
+
+
+RECIPES = {
+    # conversations, epochs, learning rate: llava's own scripts and the paper's appendix.
+    "stage1.py:v1-13b": (128, 1, 2e-3),
+    "stage1.py:v1.5-7b": (256, 1, 1e-3),
+    "stage2.py:v1-13b": (32, 3, 2e-5),
+    "stage2.py:v1-lightning-7b": (128, 1, 2e-5),
+    "stage2.py:v1.5-13b": (128, 1, 2e-5),
+    "scienceqa.py:v1-13b": (32, 12, 2e-5),
+    "lora.py:v1.5-7b": (128, 1, 2e-4),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_are_the_papers(name):
+    config = c.load(str(CHECKOUT / "configs" / name))
+    found = (config.batch.conversations, config.epochs, config.optim.lr)
+    assert found == RECIPES[name]
+    assert config.optim.warmup_ratio == 0.03
+    assert config.optim.weight_decay == 0
+    assert (config.optim.b1, config.optim.b2, config.optim.eps) == (0.9, 0.999, 1e-8)
+
+
+def test_fidelity_to_the_paper_is_one_flag():
+    path = str(CHECKOUT / "configs/stage2.py:v1.5-7b")
+    ours, theirs = c.load(path), c.load(path, {"fidelity": "paper"})
+    assert (ours.batch.pack, ours.batch.loss_groups) == (True, 1)
+    assert (theirs.batch.pack, theirs.batch.loss_groups) == (False, 8)
+    assert theirs.batch.by_length  # group_by_modality_length of its script
+
+
+def test_lists_of_numbers_are_numbers(file):
+    assert c.load(file, {"compute.fsdp": "4,2"}).compute.fsdp == (4, 2)
+    assert c.load(file, {"compute.fsdp": "8"}).compute.fsdp == (8,)
+    with pytest.raises(ValueError, match=r"config\.compute\.fsdp"):
+        c.load(file, {"compute.fsdp": "four"})
+
+
+def test_what_decides_is_told_from_what_may_change(file):
+    config = c.load(file)
+    deciding = c.deciding(config)
+    assert {"optim.lr", "seed", "epochs", "batch.loss_groups", "compute.dtype"} <= deciding.keys()
+    assert not [path for path in deciding if path.startswith(("data.", "checkpoints.", "log."))]
+    assert "compute.fsdp" not in deciding
+    assert set(deciding) <= set(c.flat(config))
