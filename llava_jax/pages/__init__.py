@@ -5,5 +5,6 @@ page        the shell that every page shares, tables, pictures
 plots       histograms and lines as inline SVG
 rows        a row of a batch as people read it: learned, context, images, padding, by segment
 inspection  the page of what a model is trained on
+run_report  the page of a training run
 terminal    a row in the terminal
 """

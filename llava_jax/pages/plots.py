@@ -6,7 +6,7 @@ or one place of the lines.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from llava_jax.pages.markup import Html, element, join, number
 _WIDTH, _HEIGHT = 440, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 28, 44
 _LARGEST = 1e100  # beyond it, differences of differences overflow; treated as infinite
-_POINTS = 400  # of a line: more could not be told apart
+_POINTS = 1000  # of a line: more could not be told apart
 _HOVERS = 60
 _WIDEST_BAR = 80
 _STYLES = 6  # of lines, in the stylesheet
@@ -67,41 +67,70 @@ def lines(
     x: str,
     y: str,
     log: bool = False,
+    from_zero: bool = False,
+    top: float = math.inf,
+    faint: Collection[str] = (),
+    dots: Collection[str] = (),
+    marks: tuple[str, Sequence[float]] = ("", ()),
 ) -> Html:
     """Lines by name, each (xs, ys). log: the vertical axis is logarithmic.
 
     What cannot be drawn (not finite, or not above 0 on a logarithmic axis) leaves a gap, and is
-    counted. At most 6 lines.
+    counted. At most 6 lines. faint: names of those that stand behind the next one, in its colour.
+    dots: of those that are points alone. marks: what places on the horizontal axis are called, and
+    the places. from_zero: the vertical axis begins at 0, where it is not logarithmic. top: where
+    it ends, if values do not end before; what is above is drawn at its end.
     """
-    assert len(series) <= _STYLES, list(series)
     points = {name: _points(*xy, log) for name, xy in series.items()}
     drawable = [xy_2N[:, np.isfinite(xy_2N).all(0)] for xy_2N in points.values()]
     all_2N = np.concatenate([np.empty((2, 0)), *drawable], axis=1)
     if not all_2N.size:
         return _figure(title, _nothing(), "no values")
     (x_low, y_low), (x_high, y_high) = all_2N.min(1).tolist(), all_2N.max(1).tolist()
-    horizontal = _Axis(*_apart(x_low, x_high), _LEFT, _WIDTH - _RIGHT)
+    whole = bool((all_2N[0] == np.floor(all_2N[0])).all())
+    horizontal = _Axis(*_apart(x_low, x_high), _LEFT, _WIDTH - _RIGHT, whole=whole)
+    if from_zero and not log:
+        y_low, y_high = min(y_low, 0.0), max(y_high, 0.0)
+    y_high = max(min(y_high, top), y_low)
     bounds = (y_low, y_high) if log and y_low < y_high else _apart(y_low, y_high)
     if log and y_low == y_high:
         bounds = (y_low / 2, y_low * 2)
     vertical = _Axis(*bounds, _HEIGHT - _BOTTOM, _TOP, log=log)
-    paths, keys, words = [], [], []
-    for i, (name, xy_2N) in enumerate(points.items()):
-        style = f"series series-{i}"
-        paths.append(element("path", d=_path(_thinned(xy_2N), horizontal, vertical), class_=style))
-        sample = element("path", d="M1 5H33", class_=style)
-        keys.append(
-            element(
-                "span",
-                element("svg", sample, viewBox="0 0 34 10", aria_hidden="true"),
-                name,
-                class_="key",
-            )
-        )
+    paths, keys, words, number_of_style = [], [], [], 0
+    for name, xy_2N in points.items():
+        style = f"series series-{number_of_style}"
+        style += " faint" * (name in faint) + " dots" * (name in dots)
+        number_of_style += name not in faint
+        path = _path(xy_2N if name in dots else _thinned(xy_2N), horizontal, vertical, name in dots)
+        paths.append(element("path", d=path, class_=style))
+        keys.append(_key(name, "M17 5L17 5" if name in dots else "M1 5H33", style))
         words.append(f"{name}: {_of_a_line(xy_2N)}")
+    assert number_of_style <= _STYLES, list(series)
+    called, places = marks
+    marked = [at for at in places if horizontal.low <= at <= horizontal.high]
+    if marked:
+        keys.append(_key(called, "M17 0V10", "mark"))
+        words.append(f"{called}: {', '.join(map(number, marked))}")
+    stems = [_mark(called, at, x, horizontal) for at in marked]
     hovers = _hovers(points, horizontal, x)
-    drawing = join(_axes(horizontal, vertical, x, y, 0.0), *paths, *hovers)
+    drawing = join(_axes(horizontal, vertical, x, y, 0.0), *stems, *paths, *hovers)
     return _figure(title, drawing, "; ".join(words), element("div", *keys))
+
+
+def _key(name: str, sample: str, style: str) -> Html:
+    drawn = element("path", d=sample, class_=style)
+    return element(
+        "span", element("svg", drawn, viewBox="0 0 34 10", aria_hidden="true"), name, class_="key"
+    )
+
+
+def _mark(called: str, at: float, x: str, horizontal: "_Axis") -> Html:
+    return element(
+        "path",
+        element("title", f"{called}: {x} {number(at)}"),
+        d=f"M{horizontal.at(at):.1f} {_TOP}V{_HEIGHT - _BOTTOM}",
+        class_="mark",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +158,11 @@ class _Axis:
             first, last = math.ceil(self.low / step), math.floor(self.high / step + 1e-9)
             return [i * step for i in range(first, last + 1)]
         low, high = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-        every = max(1, (high - low + 1) // 5)
-        return [10.0**power for power in range(low, high + 1, every)] or [self.low, self.high]
+        if high - low >= 2:
+            return [10.0**power for power in range(low, high + 1, max(1, (high - low + 1) // 5))]
+        steps = [n * 10.0**power for power in range(low - 1, high + 1) for n in (1, 2, 5)]
+        inside = [step for step in steps if self.low <= step <= self.high]
+        return inside if len(inside) > 1 else [self.low, self.high]
 
 
 def _nice(step: float) -> float:
@@ -195,7 +227,7 @@ def _thinned(xy_2N: np.ndarray) -> np.ndarray:
     return xy_2N[:, sorted(keep)]
 
 
-def _path(xy_2N: np.ndarray, horizontal: _Axis, vertical: _Axis) -> str:
+def _path(xy_2N: np.ndarray, horizontal: _Axis, vertical: _Axis, dots: bool) -> str:
     parts, pen_down = [], False
     for x, y in xy_2N.T.tolist():
         if math.isnan(x):
@@ -204,7 +236,7 @@ def _path(xy_2N: np.ndarray, horizontal: _Axis, vertical: _Axis) -> str:
         place = f"{horizontal.at(x):.1f} {vertical.at(y):.1f}"
         # A line of length 0 with round ends: a point alone between gaps is seen, too.
         parts.append(f"L{place}" if pen_down else f"M{place}L{place}")
-        pen_down = True
+        pen_down = not dots
     return "".join(parts)
 
 

@@ -94,6 +94,36 @@ td ul { margin: 0; padding-left: 1.1rem; }
 .series-3 { stroke: var(--line-3); stroke-dasharray: 10 3 2 3; }
 .series-4 { stroke: var(--line-4); stroke-dasharray: 4 4; }
 .series-5 { stroke: var(--line-5); stroke-dasharray: 12 5; }
+.faint { stroke-width: 1; stroke-opacity: .35; }
+.dots { stroke-width: 6; stroke-dasharray: none; }
+.mark { fill: none; stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 3 2; }
+
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem;
+  margin: 0 0 1.5rem;
+}
+.tiles > div {
+  padding: .6rem .9rem; background: var(--panel); border: 1px solid var(--edge);
+  border-radius: 6px; min-width: 0;
+}
+.tiles dt { color: var(--soft); font-size: .82rem; }
+.tiles dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
+.tiles small { display: block; color: var(--soft); font-size: .82rem; }
+.samples {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(24rem, 1fr)); gap: 1.2rem;
+  align-items: start;
+}
+.sample {
+  border: 1px solid var(--edge); border-radius: 6px; padding: .8rem; min-width: 0;
+  overflow: hidden;
+}
+.sample > header { display: flex; gap: .9rem; margin-bottom: .6rem; }
+.sample > header > div { min-width: 0; }
+.sample img {
+  flex: none; width: 7rem; height: 7rem; object-fit: contain; background: var(--padding);
+}
+.sample p { margin: 0 0 .4rem; white-space: pre-wrap; }
+.command { columns: auto; padding: .6rem .9rem; background: var(--panel); border-radius: 6px; }
 
 .legend {
   display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; align-items: baseline; font-size: .92rem;
@@ -192,7 +222,8 @@ pre {
   }
   td::before { content: attr(data-column); flex: 0 0 7rem; color: var(--soft); }
   td:empty { display: none; }
-  .plots { grid-template-columns: 1fr; }
+  .plots, .samples { grid-template-columns: 1fr; }
+  .tiles { grid-template-columns: 1fr 1fr; }
   .plot text { font-size: 14px; }
   .pictures figure { max-width: calc(50% - .45rem); }
   .pictures img { width: 100%; }
@@ -201,7 +232,7 @@ pre {
   body { max-width: none; padding: 0; font-size: 11pt; }
   nav, #shown, summary { display: none; }
   .row { content-visibility: visible; }
-  .plot, figure, .strip, .box, .segment > header { break-inside: avoid; }
+  .plot, figure, .sample, .strip, .box, .segment > header { break-inside: avoid; }
   h2, .strip, .segment > header { break-after: avoid; }
 }
 """

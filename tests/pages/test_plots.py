@@ -128,3 +128,51 @@ def test_lines_tell_their_values_and_differ_without_colour():
     assert "a 18 at step 9; b -9 at step 9" in titles
     classes = [e.attributes["class"] for e in reading.elements if e.tag == "path"]
     assert classes == ["series series-0", "series series-1"] * 2  # drawn, then in the key
+
+
+def test_faint_lines_dots_and_marks():
+    steps = np.arange(10)
+    plot = lines(
+        {"raw": (steps, steps * 2), "mean": (steps, steps), "held": (steps[::3], steps[::3])},
+        title="t",
+        x="step",
+        y="y",
+        faint=["raw"],
+        dots=["held"],
+        marks=("<resumed>", [4.5, 99]),
+    )
+    reading = Reading(plot)
+    mark, raw, mean, held, *keys = [e for e in reading.elements if e.tag == "path"]
+    drawn_as = [e.attributes["class"] for e in (raw, mean, held, mark)]
+    assert drawn_as == ["series series-0 faint", "series series-0", "series series-1 dots", "mark"]
+    assert [e.attributes["class"] for e in keys] == drawn_as
+    assert held.attributes["d"].count("M") == 4
+    assert mean.attributes["d"].count("M") == 1
+    assert mark.attributes["d"] == "M242.0 28V196"  # the middle of 62 to 422
+    assert [e.text for e in reading.of("span")] == ["raw", "mean", "held", "<resumed>"]
+    (words,) = reading.of("figcaption")
+    assert "<resumed>: 4.5" in words.text
+    assert "99" not in words.text
+
+
+def ticks(plot, anchor: str) -> list[str]:
+    elements = Reading(plot).elements
+    return [e.text for e in elements if e.attributes.get("text-anchor") == anchor]
+
+
+def test_an_axis_begins_at_0_and_ends_where_it_is_told():
+    xs, ys = [0, 1, 2], [10.0, 12.0, 900.0]
+    plot = lines({"a": (xs, ys)}, title="t", x="x", y="y", from_zero=True, top=20.0)
+    assert ticks(plot, "end") == ["0", "5", "10", "15", "20"]
+    (stroke,) = drawn(plot)
+    np.testing.assert_allclose(stroke[:, 1], [196 - 84, 196 - 100.8, 28], atol=0.1)
+    assert "10 to 900" in plot
+    # Whole numbers have whole ticks.
+    assert ticks(plot, "middle") == ["0", "1", "2", "x"]
+
+
+def test_a_narrow_logarithmic_axis_has_ticks_too():
+    plot = lines({"a": ([0, 1], [0.3, 25.0])}, title="t", x="x", y="y", log=True)
+    assert ticks(plot, "end") == ["0.5", "1", "2", "5", "10", "20"]
+    plot = lines({"a": ([0, 1], [1e-5, 25.0])}, title="t", x="x", y="y", log=True)
+    assert ticks(plot, "end") == ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1", "10"]
