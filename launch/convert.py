@@ -55,6 +55,7 @@ def _import(args: argparse.Namespace, src: epath.Path, dst: epath.Path) -> Done:
         args,
         projector=args.projector,
         seed=args.seed,
+        start_end_tokens=args.start_end_tokens,
         keep_lora=args.keep_lora or args.thin,  # merged factors are no longer apart from the base
     )
     base = None
@@ -149,6 +150,11 @@ def _parse() -> argparse.Namespace:
         default="mlp2x_gelu",
         metavar="KIND",
         help="of a stage-1 start, where it is drawn: linear or mlp2x_gelu (default)",
+    )
+    importing.add_argument(
+        "--start_end_tokens",
+        action="store_true",
+        help="give a start <im_start> and <im_end>, which v1's stage 1 trains around a picture",
     )
     importing.add_argument("--seed", type=int, default=0, help="of that drawing (default 0)")
     importing.add_argument(

@@ -21,7 +21,13 @@ from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.lora import LoraConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.weights import llama
-from llava_jax.weights.deltas import merged, seems_a_delta, with_new_rows, without_deltas
+from llava_jax.weights.deltas import (
+    merged,
+    seems_a_delta,
+    with_fresh_start_end,
+    with_new_rows,
+    without_deltas,
+)
 from llava_jax.weights.keys import Row, to_ours, to_theirs
 from llava_jax.weights.llava import HUB
 from llava_jax.weights.memory import stored_shapes
@@ -41,13 +47,15 @@ _FACTOR = re.compile(r".*\.lora_[AB]\.weight")
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What no file can say. projector: of a fresh start. keep_lora: factors stay factors."""
+    """What no file can say. projector: of a fresh start; start_end_tokens: it gets v1's two words
+    for a picture's ends. keep_lora: factors stay factors."""
 
     allow_pickle: bool = False
     template: str | None = None
     projector: str = "mlp2x_gelu"
     seed: int = 0
     keep_lora: bool = False
+    start_end_tokens: bool = False
 
 
 def open_model(
@@ -61,6 +69,8 @@ def open_model(
         return _told(stored, choices)
     sources = [_open(place, choices) for place in (src, *bases)]
     sources = with_new_rows(without_deltas(sources))
+    if choices.start_end_tokens:
+        sources = with_fresh_start_end(sources)
     tensors, givers = _parts_of(sources)
     language_source = givers.get("language model")
     if language_source is None or language_source.language is None:

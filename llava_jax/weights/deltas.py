@@ -86,25 +86,46 @@ def with_new_rows(sources: list[Source]) -> list[Source]:
             f"{rows.origin}: got shape {rows.shape} for a language model of {known.shape}; "
             "expected two more rows, or the two alone"
         )
+    longer = _with_start_end(under, lambda _: rows.read()[-2:])
+    own = {key: tensor for key, tensor in first.tensors.items() if key != _EMBEDDING}
+    hints = dataclasses.replace(first.hints, start_end_tokens=True)
+    alone = dataclasses.replace(first, tensors=own, hints=hints)
+    return [alone, *(longer if source is under else source for source in sources[1:])]
+
+
+def with_fresh_start_end(sources: list[Source]) -> list[Source]:
+    """What v1's stage 1 starts from: <im_start> and <im_end>, whose rows are the mean of the
+    others until they train."""
+
+    def longer(source: Source) -> Source:
+        if not source.holds(HUB.decoder) or source.language is None:
+            return source
+        if source.tokens.image_start is not None:
+            raise ValueError(f"{source.where} has {_START_END[0]} already: leave them out")
+        hints = dataclasses.replace(source.hints, start_end_tokens=True)
+        added = _with_start_end(source, lambda known: np.stack([mean_row(known)] * 2))
+        return dataclasses.replace(added, hints=hints)
+
+    return [longer(source) for source in sources]
+
+
+def _with_start_end(under: Source, rows: Callable[[np.ndarray], np.ndarray]) -> Source:
+    """The language model with two more ids. rows: of the embedding, made of the others."""
+    assert under.language is not None
     tensors = dict(under.tensors)
-    tensors[_EMBEDDING] = _longer(known, lambda _: rows.read()[-2:])
+    tensors[_EMBEDDING] = _longer(tensors[_EMBEDDING], rows)
     if _HEAD in tensors:
         tensors[_HEAD] = _longer(tensors[_HEAD], lambda head: np.stack([mean_row(head)] * 2))
-    count = under.language.num_ids
-    start, end = count, count + 1
-    longer = dataclasses.replace(
+    start = under.language.num_ids
+    return dataclasses.replace(
         under,
         tensors=tensors,
         language=dataclasses.replace(
             under.language, added_vocab=under.language.added_vocab + len(_START_END)
         ),
-        tokens=dataclasses.replace(under.tokens, image_start=start, image_end=end),
-        added_tokens={**under.added_tokens, **dict(zip(_START_END, (start, end), strict=True))},
+        tokens=dataclasses.replace(under.tokens, image_start=start, image_end=start + 1),
+        added_tokens={**under.added_tokens, _START_END[0]: start, _START_END[1]: start + 1},
     )
-    own = {key: tensor for key, tensor in first.tensors.items() if key != _EMBEDDING}
-    hints = dataclasses.replace(first.hints, start_end_tokens=True)
-    alone = dataclasses.replace(first, tensors=own, hints=hints)
-    return [alone, *(longer if source is under else source for source in sources[1:])]
 
 
 def _longer(tensor: Tensor, more: Callable[[np.ndarray], np.ndarray]) -> Tensor:

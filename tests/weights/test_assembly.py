@@ -159,6 +159,22 @@ def test_a_tower_and_a_language_model_make_a_start(tmp_path, kind):
     assert table.tobytes() == base["model.embed_tokens.weight"].tobytes()
 
 
+def test_a_start_of_v1_has_words_for_a_pictures_ends(tmp_path):
+    llama, base = checkpoints.llama(tmp_path / "llama")
+    clip, _ = checkpoints.clip(tmp_path / "clip")
+    stored = imported(tmp_path / "ours", llama, clip, projector="linear", start_end_tokens=True)
+    assert stored.about.start_end_tokens
+    assert tokenizer.load(tmp_path / "ours").added == {"<im_start>": VOCAB, "<im_end>": VOCAB + 1}
+    for name, leaf in (("model.embed_tokens", "embed/added"), ("lm_head", "head/added")):
+        mean = base[f"{name}.weight"].mean(0, dtype=np.float64)
+        added = stored.leaves[f"language/{leaf}"].read()
+        expected = np.stack([mean, mean], 0 if name == "model.embed_tokens" else 1)
+        np.testing.assert_allclose(added, expected, atol=1e-7)
+    whole, _ = checkpoints.original(tmp_path / "v1", linear=True, added=("<im_start>", "<im_end>"))
+    with pytest.raises(ValueError, match="has <im_start> already"):
+        imported(tmp_path / "twice", whole, clip, start_end_tokens=True)
+
+
 def test_a_projector_alone_goes_onto_a_base(tmp_path):
     _, state = checkpoints.original(tmp_path / "whole")
     other, _ = checkpoints.hugging_face(tmp_path / "base")
