@@ -97,7 +97,7 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
         dataset,
         multiple=layout.batch_parts * config.compute.parts,
         rows=before.rows if before else 0,
-        plans=schedule.kept_plans(dataset, workdir / "plan"),
+        plans=schedule.kept_plans(dataset, workdir / checkpoint.PLAN),
     )
     examined = one_after_another(lambda: held_out.open_held_out(config, layout.batch_parts))
 
@@ -110,15 +110,15 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
     run = Run(config, workdir, dataset, steps, start, program, examined)
 
     # The workdir is this run's from here on, and has room for it.
+    record = Record(configs.deciding(config), steps.rows_per_step)
     checkpoint.claim(
         workdir,
-        Record(configs.deciding(config), steps.rows_per_step),
+        record,
         before,
         need=checkpoint.bytes_of(program.like) * (config.checkpoints.keep + 1),
         allow_changes=allow_changes,
     )
-    if processes.is_first():
-        schedule.keep_plans(dataset, steps.plans, workdir / "plan")
+    say(f"workdir: {workdir}; to go on with it: {resuming(workdir)}")
     say(*start.notes, *(f"{name}: {said}" for name, said in report.steps(dataset, steps)))
 
     keep = config.checkpoints
@@ -133,21 +133,29 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
             first, state = restored.step, restored.state
             meta = dataclasses.replace(meta, skipped=restored.meta.skipped)
             say(*restored.notes, f"goes on from step {first} of {len(steps)}")
+        # Nothing of an old workdir is changed before its checkpoint proved to be this run's.
+        checkpoint.write_run(workdir, record)
+        if processes.is_first():
+            schedule.keep_plans(dataset, steps.plans, workdir / checkpoint.PLAN)
         parts = optim.parts(state.trainable, frozen)
         say(parts_table(parts))
-        told = Telling(
-            config,
-            workdir,
-            dataset,
-            steps,
-            program,
-            parts,
-            first,
-            meta.skipped,
-            command=resuming(workdir),
-        )
-        with told, Stopping() as stopping:
-            if first < len(steps):
+        stopping = Stopping()
+        if first == len(steps):
+            say("this run is finished: nothing is left to train")
+        else:
+            put_aside(run, first)
+            told = Telling(
+                config,
+                workdir,
+                dataset,
+                steps,
+                program,
+                parts,
+                first,
+                meta.skipped,
+                command=resuming(workdir),
+            )
+            with told, stopping:
                 loop(run, state, frozen, first, saved, meta, told, stopping)
 
     if stopping.signal is not None:
@@ -199,14 +207,16 @@ def loop(
                     run.examined.asked,
                 )
             if number == last or number % config.checkpoints.every == 0:
+                # First told, then saved: no checkpoint counts whose steps are told nowhere.
                 told.catch_up()
-                saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
                 told.saved(number)
+                saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
+                told.clock.restart()
             saved.check()
     told.catch_up()
     if number < last:
-        saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
         told.stopped(number)
+        saved.save(number, state, dataclasses.replace(meta, skipped=told.skipped))
     saved.wait()
 
 
@@ -271,6 +281,13 @@ def compiled(program: Program, *arguments: Any) -> Any:
     step = program.step.lower(*arguments).compile()
     say(f"compiled in {time.perf_counter() - begin:.1f} s{telling.memory_of(step)}")
     return step
+
+
+def put_aside(run: Run, step: int) -> None:
+    """A run that was finished and now goes on, with more epochs, makes its model anew."""
+    for name in filter(None, ("model", run.config.export)):
+        if processes.is_first() and (run.workdir / name).exists():
+            (run.workdir / name).rename(run.workdir / f"{name}-of-step-{step}")
 
 
 def write_model(run: Run) -> None:

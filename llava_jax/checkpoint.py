@@ -1,6 +1,7 @@
 """A training run's workdir: its settings, and its checkpoints, from which it goes on to the bit.
 
     WORKDIR/run.json            what the run was started with: see Record
+    WORKDIR/plan/               which conversations share a row: see data/schedule.py
     WORKDIR/checkpoints/STEP/
         trainable/   the leaves that train, as they lie in memory
         opt/         the optimizer's state
@@ -16,8 +17,8 @@ import dataclasses
 import json
 import math
 import shutil
-import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from llava_jax.weights import orbax_io, settings
 from llava_jax.weights.memory import stored_from_memory
 
 CHECKPOINTS, TRAINABLE, OPT, META = "checkpoints", "trainable", "opt", "meta"
-RUN, DAMAGED = "run.json", "damaged"
+RUN, PLAN, DAMAGED = "run.json", "plan", "damaged"
 FORMAT = 1
 _SAVE_SECONDS = 1200  # the longest that hosts wait for each other's part of a checkpoint
 _PROBE_BYTES = 1 << 20
@@ -78,7 +79,8 @@ def read_run(workdir: epath.Path) -> Record | None:
     if file.exists():
         values = settings.Settings.read(file)
         return Record(values.get("config", dict), values.get("rows", int))
-    if workdir.exists() and any(workdir.iterdir()):
+    # Hidden ones are what a run leaves that was killed before it could write run.json.
+    if workdir.exists() and any(not entry.name.startswith(".") for entry in workdir.iterdir()):
         raise ValueError(
             f"got --workdir {workdir}, which holds other files; expected a new folder, or a run's"
         )
@@ -88,8 +90,8 @@ def read_run(workdir: epath.Path) -> Record | None:
 def claim(
     workdir: epath.Path, run: Record, before: Record | None, *, need: int, allow_changes: bool
 ) -> None:
-    """Makes the folder this run's, or refuses it. before: what `read_run` found in it. need: bytes
-    that its checkpoints will take: on a local disk they must be free now."""
+    """Makes a new folder this run's, or refuses an old one that is another's. before: what
+    `read_run` found in it. need: bytes of its checkpoints: on a local disk they must be free."""
     if before and (changed := differences(run.config, before.config)) and not allow_changes:
         raise ValueError(
             f"{workdir} holds a run with other settings; choose another --workdir, or say "
@@ -97,20 +99,37 @@ def claim(
         )
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
+        _sweep(workdir)
         _try_to_write(workdir, need)
-        files.write_json(workdir / RUN, dataclasses.asdict(run))
+    if before is None:
+        write_run(workdir, run)
     processes.barrier("workdir")
+
+
+def write_run(workdir: epath.Path, run: Record) -> None:
+    if processes.is_first():
+        files.write_json(workdir / RUN, dataclasses.asdict(run))
+
+
+def _sweep(workdir: epath.Path) -> None:
+    """Removes what a run that was killed had not finished writing."""
+    for folder in (workdir, workdir / PLAN):
+        for entry in folder.iterdir() if folder.exists() else ():
+            if entry.name.startswith(".") and ".unfinished-" in entry.name:
+                entry.rmtree() if entry.is_dir() else entry.unlink()
 
 
 def _try_to_write(workdir: epath.Path, need: int) -> None:
     """A full disk is found before hours of training, not by the first checkpoint after them."""
-    probe = workdir / f".probe-{uuid.uuid4().hex}"
+    probe = workdir / ".probe"
     try:
-        probe.write_bytes(bytes(_PROBE_BYTES))
+        files.write_bytes(probe, bytes(_PROBE_BYTES))
     finally:
         probe.unlink(missing_ok=True)
     if "://" in str(workdir):
         return
+    # What an older checkpoint has, the next one gets.
+    need -= sum(file.lstat().st_size for file in Path(workdir / CHECKPOINTS).rglob("*"))
     if (free := shutil.disk_usage(workdir).free) < need:
         raise OSError(
             f"{workdir}: got {free / 1e9:.1f} GB of free disk, expected {need / 1e9:.1f} for this "

@@ -218,7 +218,7 @@ class Telling:
 
     def stopped(self, number: int) -> None:
         if self._log:
-            self._log.event(number - 1, "stopped")
+            self._log.event(max(0, number - 1), "stopped")
 
     def held_out(
         self,
