@@ -154,6 +154,7 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
                 first,
                 meta.skipped,
                 command=resuming(workdir),
+                asked=examined.asked if examined else (),
             )
             with told, stopping:
                 loop(run, state, frozen, first, saved, meta, told, stopping)
@@ -204,7 +205,6 @@ def loop(
                     number,
                     run.examined.loss(run.program, state, frozen),
                     run.examined.answers(run.program, run.start.about, state, frozen),
-                    run.examined.asked,
                 )
             if number == last or number % config.checkpoints.every == 0:
                 # First told, then saved: no checkpoint counts whose steps are told nowhere.

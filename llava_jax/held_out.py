@@ -1,7 +1,6 @@
 """What a run does not learn from: the loss of it, and greedy answers to its first questions."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,10 +56,8 @@ class HeldOut:
             }
         return found
 
-    def answers(
-        self, program: Program, about: About, state: State, frozen: Any
-    ) -> list[Mapping[str, Any]]:
-        """For each question what is expected, and what the model says."""
+    def answers(self, program: Program, about: About, state: State, frozen: Any) -> list[str]:
+        """What the model says to each of `asked`."""
         if not self.asked:
             return []
         # Outside a step's program weights are gathered by the partitioner.
@@ -75,20 +72,11 @@ class HeldOut:
             tokenizer=tokenizer,
             layout=layout,
         )
-        rows = [asked.question.ids for asked in self.asked]
-        said = model.answers(
-            rows, [asked.pixels for asked in self.asked], self.config.held_out.answer_tokens
+        return model.answers(
+            [asked.question.ids for asked in self.asked],
+            [asked.pixels for asked in self.asked],
+            self.config.held_out.answer_tokens,
         )
-        return [
-            {
-                "id": asked.id,
-                "question": asked.question.text,
-                "expected": asked.question.answer,
-                "answer": text,
-                "pictures": list(asked.pictures),
-            }
-            for asked, text in zip(self.asked, said, strict=True)
-        ]
 
 
 def open_held_out(config: Config, multiple: int) -> HeldOut | None:

@@ -23,7 +23,8 @@ from llava_jax.data.skipped import Skipped
 from llava_jax.held_out import Asked
 from llava_jax.metrics import Clock
 from llava_jax.optim import Part
-from llava_jax.pages import inspection
+from llava_jax.pages import inspection, run_report
+from llava_jax.pages.page import data_uri
 from llava_jax.program import Program
 from llava_jax.step import Metrics
 
@@ -80,13 +81,16 @@ class Telling:
         skipped: int,
         *,
         command: str,
+        asked: Sequence[Asked] = (),
     ):
         self.clock, self.skipped = Clock(), skipped
         self._config, self._workdir, self._dataset, self._steps = config, workdir, dataset, steps
         self._parts, self._first, self._command = parts, first, command
+        self._asked = asked
         self._costs = flops.costs(program.model.config, config.optim.trains)
         devices = program.layout.devices
         peak = flops.peak(devices[0])
+        self._machine = f"{len(devices)} × {devices[0].device_kind}"
         self._peak = None if peak is None else peak * len(devices)
         self._in_a_row = 0
         self._waiting: _Waiting | None = None
@@ -213,24 +217,20 @@ class Telling:
         self._dropped.check(self._dataset, processes.sum_over_processes(len(self._dropped)))
         if self._log:
             self._log.event(number - 1, "saved")
-            self._log.flush()
+        self._report()
         self.clock.restart()
 
     def stopped(self, number: int) -> None:
         if self._log:
             self._log.event(max(0, number - 1), "stopped")
 
-    def held_out(
-        self,
-        number: int,
-        losses: Mapping[str, float],
-        answers: Sequence[Mapping[str, Any]],
-        asked: Sequence[Asked],
-    ) -> None:
+    def held_out(self, number: int, losses: Mapping[str, float], answers: Sequence[str]) -> None:
         if self._log:
             self._log.event(number - 1, "held_out", **losses)
             if answers:
-                self._log.event(number - 1, "answers", answers=list(answers))
+                ids = [asked.id for asked in self._asked]
+                self._log.event(number - 1, "answers", answers=list(answers), ids=ids)
+        self._report()
         self.clock.restart()
 
     def first_batch(self, read: Read) -> None:
@@ -244,6 +244,47 @@ class Telling:
         ][:_SHOWN_ROWS]
         page = inspection.rows_page(f"The first rows of {self._config.name}", shown)
         files.write_text(self._workdir / "first_batch.html", page)
+
+    def _report(self) -> None:
+        """The page, as of now."""
+        if not self._log:
+            return
+        self._log.flush()
+        history = metrics.read(self._workdir)
+        trained = sum(part.parameters for part in self._parts if part.trains)
+        page = run_report.page(
+            title=self._config.name,
+            command=self._command,
+            facts={
+                "workdir": str(self._workdir),
+                "devices": self._machine,
+                "trains": f"{trained:,} parameters",
+                **dict(report.steps(self._dataset, self._steps)),
+            },
+            total=len(self._steps),
+            steps=history.steps,
+            events=history.events,
+            parts=[
+                run_report.Part(
+                    part.name,
+                    part.parameters,
+                    part.trains,
+                    part.dtype,
+                    part.weight_bytes + part.moment_bytes,
+                )
+                for part in self._parts
+            ],
+            questions=[
+                run_report.Question(
+                    data_uri(asked.pixels[0]) if asked.pixels else "",
+                    asked.question.text,
+                    asked.question.answer,
+                )
+                for asked in self._asked
+            ],
+            config=configs.flat(self._config),
+        )
+        files.write_text(self._workdir / "report.html", page)
 
     def profile(self, number: int) -> None:
         """Starts or ends the trace that the config asks for."""

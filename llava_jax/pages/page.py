@@ -146,11 +146,15 @@ def picture(pixel_HW3: np.ndarray, *, alt: str) -> Html:
     """The very pixels, as a PNG inside the page."""
     assert pixel_HW3.dtype == np.uint8, pixel_HW3.dtype
     assert pixel_HW3.shape[2:] == (3,), pixel_HW3.shape
+    height, width = pixel_HW3.shape[:2]
+    return element("img", src=data_uri(pixel_HW3), alt=alt, width=width, height=height)
+
+
+def data_uri(pixel_HW3: np.ndarray) -> str:
+    """A PNG as an address of its own."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixel_HW3)).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    height, width = pixel_HW3.shape[:2]
-    return element("img", src=f"data:image/png;base64,{data}", alt=alt, width=width, height=height)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def thumbnail(pixel_HW3: np.ndarray, *, side: int, alt: str) -> Html:
