@@ -15,6 +15,7 @@ from etils import epath
 from llava_jax import cli, files, flops, metrics, processes
 from llava_jax import config as configs
 from llava_jax.config import Config
+from llava_jax.data import report
 from llava_jax.data.dataset import Dataset
 from llava_jax.data.pipeline import Read
 from llava_jax.data.schedule import Schedule
