@@ -9,8 +9,8 @@ from llava_jax.batch import TEXT, Batch
 from llava_jax.pages import rows
 
 TAGS = set(
-    "html head meta link title style body header nav main section article h1 h2 p a div span dl dt "
-    "dd b i small ul li table thead tbody tr th td figure figcaption img details summary pre "
+    "html head meta link title style body header nav main section article h1 h2 h3 p a div span dl "
+    "dt dd b i small ul li table thead tbody tr th td figure figcaption img details summary pre "
     "output svg g rect line path text script".split()
 )
 ATTRIBUTES = set(
