@@ -9,10 +9,10 @@ LAYERS = {
     1: "config conversation image batch llm_client picture_world files cli pages",
     2: "tokenizer data datagen",
     3: "models",
-    4: "weights model_folder sharding optim metrics",
-    5: "step checkpoint engine planner",
+    4: "weights model_folder sharding optim processes metrics flops",
+    5: "step program checkpoint engine planner",
     6: "evals",
-    7: "api server",
+    7: "api starting held_out telling server",
     8: "__init__",
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms.split()}
@@ -24,7 +24,7 @@ ONLY_ROOMS = {
     "server": {"server", "engine", *LAYERS[1].split()},
 }
 NEVER_ROOMS = {
-    room: {"data", "datagen"} for room in [*LAYERS[4].split(), "step", "checkpoint", "engine"]
+    room: {"data", "datagen"} for room in [*LAYERS[4].split(), "step", "program", "checkpoint", "engine"]
 }
 
 # Layer 1 lists what it may import from outside; the others what they may not.
