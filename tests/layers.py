@@ -24,7 +24,8 @@ ONLY_ROOMS = {
     "server": {"server", "engine", *LAYERS[1].split()},
 }
 NEVER_ROOMS = {
-    room: {"data", "datagen"} for room in [*LAYERS[4].split(), "step", "program", "checkpoint", "engine"]
+    room: {"data", "datagen"}
+    for room in [*LAYERS[4].split(), "step", "program", "checkpoint", "engine"]
 }
 
 # Layer 1 lists what it may import from outside; the others what they may not.
