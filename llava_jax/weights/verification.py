@@ -58,9 +58,12 @@ def of_export(stored: StoredModel, report: Report, dst: epath.Path, format: str)
         for path, tensor in ours.items()
         if path in stored.leaves and tensor.shape == stored.leaves[path].shape
     }
-    known = {path: digest for path, digest in stored.digests.items() if path in back}
-    if known:
-        yield _same_tensors(back, stored.leaves, known) + ", mapped back"
+    if stored.digests:
+        # What a run trained, or a merge changed, has none yet.
+        digests = {
+            path: stored.digests.get(path) or io.sha256(stored.leaves[path].read()) for path in back
+        }
+        yield _same_tensors(back, stored.leaves, digests) + ", mapped back"
     yield from _same_logits(stored, report, dst if format == "hf" else None)
 
 

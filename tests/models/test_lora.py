@@ -47,6 +47,18 @@ def test_a_fresh_delta_changes_nothing():
     np.testing.assert_array_equal(logits(CONFIG, params, batch), want)
 
 
+def test_fresh_factors_are_drawn_as_peft_draws_them():
+    config = tiny.with_language(lora=LoraConfig(rank=16))
+    layers = jax.jit(Llava(config).init)(jax.random.key(0))["language"]["decoder"]["layers"]
+    for name in lora.TARGETS:
+        a_LIR, b_LOR = (np.asarray(layers[name][leaf]) for leaf in ("lora_a", "lora_b"))
+        unit = a_LIR * a_LIR.shape[1] ** 0.5
+        # Uniform within 1/√inputs; at least 2,048 draws.
+        assert 0.99 < np.abs(unit).max() <= 1.0, name
+        assert abs(unit.var() - 1 / 3) < 0.03, name
+        assert not b_LOR.any()
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_merging_keeps_the_function(scan):
     params, batch = tiny.draw_params(CONFIG), tiny.draw_batch(rows=2)
