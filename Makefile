@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard setup.py llava_jax launch configs tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-tpu-compile checks format clean
+.PHONY: help test test-slow test-tpu-compile checks format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ $(VENV)/.installed-tpu: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[tpu]'
 	touch $@
 
-test: $(VENV)/.installed  ## every test that does not need the TPU compiler
+test: $(VENV)/.installed  ## every quick test that does not need the TPU compiler
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed  ## what takes minutes: runs killed at random moments
+	$(BIN)/python -m pytest -m slow -n 0 --durations=0
 
 test-tpu-compile: $(VENV)/.installed-tpu  ## compile for real TPU topologies (no TPU needed)
 	$(BIN)/python -m pytest -m tpu_compile -n 0 -rP --durations=0

@@ -1,13 +1,15 @@
 """A training run in small, on disk: a config file, its data, and a model folder to start from."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 from etils import epath
 
-from llava_jax import model_folder
+from llava_jax import metrics, model_folder
 from llava_jax.model_folder import About, StoredModel
+from llava_jax.weights import orbax_io
 from llava_jax.weights.memory import stored_shapes
 from llava_jax.weights.tensor import in_memory
 from tests import tiny, tiny_tokenizer
@@ -73,3 +75,43 @@ def write(folder: Path, epochs: int = 2) -> str:
     file = folder / "small.py"
     file.write_text(CONFIG.format(folder=folder, epochs=epochs))
     return str(file)
+
+
+def learned(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """All leaves of a checkpoint, by default the last: what trains, and the optimizer's state."""
+    folders = (workdir / "checkpoints").iterdir()
+    folder = max(folders, key=lambda folder: int(folder.name))
+    folder = folder if step is None else workdir / "checkpoints" / str(step)
+    return {
+        f"{item}/{path}": leaf.read()
+        for item in ("trainable", "opt")
+        for path, leaf in orbax_io.read(epath.Path(folder / item)).items()
+    }
+
+
+TIMES = ("seconds_step", "seconds_input", "tokens_per_s", "real_tokens_per_s", "images_per_s")
+
+
+def told(workdir: Path) -> list[dict[str, float]]:
+    """What metrics.jsonl says of each step, but for how long it took."""
+    steps = metrics.read(workdir).steps
+    return [{name: v for name, v in step.items() if name not in TIMES} for step in steps]
+
+
+def left(workdir: Path) -> set[str]:
+    """The files of a workdir; of Orbax's, whose names are drawn, the folders."""
+    found = {str(file.relative_to(workdir)) for file in workdir.rglob("*")}
+    drawn = re.compile(r".*/(d|ocdbt\.process_\d+)/.+")
+    return {name for name in found if not drawn.fullmatch(name)}
+
+
+def check_same(workdir: Path, other: Path) -> None:
+    """Two runs that learned the same to the bit, told the same of it, and left no more."""
+    assert [step["step"] for step in told(workdir)] == list(range(len(told(other))))
+    assert told(workdir) == told(other)
+    mine, theirs = learned(workdir), learned(other)
+    assert mine.keys() == theirs.keys()
+    for name, leaf in mine.items():
+        assert leaf.dtype == theirs[name].dtype
+        assert leaf.tobytes() == theirs[name].tobytes(), name
+    assert left(workdir) == left(other)
