@@ -63,7 +63,7 @@ from transformers import LlavaForConditionalGeneration
 base = LlavaForConditionalGeneration.from_pretrained("that model, exported with --format hf")
 model = PeftModel.from_pretrained(base, "this folder")
 ```
-What cannot load `modules_to_save` (vLLM) takes the merged model, `--format hf` of the source.""",
+What cannot load `modules_to_save` takes the merged model, `--format hf` of the source.""",
     "original-peft": "The layout is haotian-liu/LLaVA's, which wants `--model-base`, and `llava` "
     "and `lora` in the folder's name.",
 }
