@@ -43,7 +43,7 @@ _PROBE_BYTES = 1 << 20
 @dataclasses.dataclass(frozen=True)
 class Record:
     """config: the settings that decide what is learned. rows: of a step, which the number of
-    devices decided when the run began."""
+    devices decided when the run began; 0: it has saved nothing, and may have any."""
 
     config: Mapping[str, Any]
     rows: int
@@ -78,7 +78,8 @@ def read_run(workdir: epath.Path) -> Record | None:
     file = workdir / RUN
     if file.exists():
         values = settings.Settings.read(file)
-        return Record(values.get("config", dict), values.get("rows", int))
+        begun = is_workdir(workdir) and ocp.utils.checkpoint_steps(workdir / CHECKPOINTS)
+        return Record(values.get("config", dict), values.get("rows", int) if begun else 0)
     # Hidden ones are what a run leaves that was killed before it could write run.json.
     if workdir.exists() and any(not entry.name.startswith(".") for entry in workdir.iterdir()):
         raise ValueError(

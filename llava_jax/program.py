@@ -51,6 +51,11 @@ def program(
             f"{compute.parts} parts each (config.compute.parts), expected a multiple of "
             f"{layout.batch_parts * compute.parts}"
         )
+    if rows % config.batch.loss_groups:
+        raise ValueError(
+            f"got {rows} rows a step for config.batch.loss_groups = {config.batch.loss_groups}, "
+            "expected a multiple of them"
+        )
     model = model_of(compute, architecture, layout)
     adamw = AdamW(
         b1=settings.b1,

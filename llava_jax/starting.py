@@ -28,11 +28,44 @@ class Start(NamedTuple):
 
 def check_present(config: Config) -> None:
     """Raises ValueError with all that must be fetched before this run can start, and how."""
+    _check_numbers(config)
     if not config.model.start:
         raise ValueError("got no config.model.start, expected a model folder to start from")
     missing = [*_missing_model(config.model), *_missing_data(config.data, config.held_out)]
     if missing:
         raise ValueError("\n".join([f"{config.name} needs what is not here:", *missing]))
+
+
+def _check_numbers(config: Config) -> None:
+    """Those that would stop a run late, or not at all."""
+    optim, batch, compute = config.optim, config.batch, config.compute
+    least = {
+        "batch.loss_groups": (batch.loss_groups, 1),
+        "compute.parts": (compute.parts, 1),
+        "compute.loss_pieces": (compute.loss_pieces, 1),
+        "checkpoints.every": (config.checkpoints.every, 1),
+        "checkpoints.keep": (config.checkpoints.keep, 1),
+        "checkpoints.keep_every": (config.checkpoints.keep_every, 0),
+        "held_out.every": (config.held_out.every, 0),
+        "held_out.answers": (config.held_out.answers, 0),
+        "held_out.answer_tokens": (config.held_out.answer_tokens, 1),
+        "optim.projector_lr": (optim.projector_lr, 0),
+        "optim.weight_decay": (optim.weight_decay, 0),
+        "optim.clip": (optim.clip, 0),
+        "log.profile_steps": (config.log.profile_steps, 1),
+    }
+    for path, (value, smallest) in least.items():
+        if not value >= smallest:
+            raise ValueError(f"got config.{path} = {value}, expected {smallest} or more")
+    if not optim.lr > 0:
+        raise ValueError(f"got config.optim.lr = {optim.lr}, expected more than 0")
+    if not 0 <= optim.warmup_ratio <= 1:
+        raise ValueError(f"got config.optim.warmup_ratio = {optim.warmup_ratio}, expected 0 to 1")
+    if batch.tokens % compute.loss_pieces:
+        raise ValueError(
+            f"got config.compute.loss_pieces = {compute.loss_pieces} for rows of "
+            f"config.batch.tokens = {batch.tokens}, expected a number that divides them"
+        )
 
 
 def _missing_model(model: Model) -> list[str]:
@@ -47,7 +80,8 @@ def _missing_model(model: Model) -> list[str]:
 
 def _missing_data(data: Data, held_out: HeldOut) -> list[str]:
     lines = []
-    for name, source in {**data.sources, **held_out.sources}.items():
+    # A source may have the same name in both.
+    for name, source in [*data.sources.items(), *held_out.sources.items()]:
         gone = [place for place in (source.path, *source.images) if not files.path(place).exists()]
         if gone:
             lines += [f"\n{', '.join(gone)}  (source {name})", _indented(source.how)]

@@ -1,6 +1,6 @@
 """Runs launch/train.py until it is done, and kills it on the way: a program of its own.
 
-python -m tests.launch.killed '["after 2.5 s", "rename 2 of */checkpoints/*"]' --config … --workdir …
+python -m tests.launch.killed '["after 2.5 s", "rename 2 of */checkpoints/*"]' --config …
 
 Each attempt is a fork of this process, which has imported everything and computed nothing, so that
 to start again costs no import. An attempt kills itself (SIGKILL) where its place says; when all
