@@ -19,6 +19,7 @@ import datetime
 import importlib
 import json
 import math
+import operator
 import os
 import sys
 import tempfile
@@ -60,12 +61,12 @@ def read(workdir: str | os.PathLike[str]) -> History:
     folder = files.path(workdir)
     steps = _records(folder / METRICS, _is_step)
     events = _records(folder / EVENTS, _is_event)
-    numbers = [{name: _number(value) for name, value in record.items()} for _, record in steps]
+
+    def number(value: float | str) -> float:
+        return float(value) if isinstance(value, str) else value
+
+    numbers = [{name: number(value) for name, value in record.items()} for _, record in steps]
     return History(numbers, [record for _, record in events])
-
-
-def _number(value: float | str) -> float:
-    return float(value) if isinstance(value, str) else value
 
 
 class Log:
@@ -131,11 +132,10 @@ class Log:
         """Something that happened after a step. facts: numbers, texts, lists and dicts of them."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._events.append({"step": step, "kind": kind, "time": now, **facts})
-        numbers = {name: fact for name, fact in facts.items() if isinstance(fact, float | int)}
-        others = {name: fact for name, fact in facts.items() if name not in numbers}
+        numbers = {f"{kind}/{name}": v for name, v in facts.items() if isinstance(v, float | int)}
+        others = {name: v for name, v in facts.items() if f"{kind}/{name}" not in numbers}
         if numbers:
-            of_kind = {f"{kind}/{name}": fact for name, fact in numbers.items()}
-            self._tell_all(lambda extra: extra.numbers(step, of_kind))
+            self._tell_all(lambda extra: extra.numbers(step, numbers))
         if others:
             self._tell("TensorBoard", lambda extra: extra.text(step, kind, others))
 
@@ -239,9 +239,7 @@ def _naming(path: epath.Path) -> Iterator[None]:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    def plain(value: Any) -> Any:
-        return value.tolist()  # NumPy's and JAX's
-
+    plain = operator.methodcaller("tolist")  # of NumPy's and JAX's
     try:
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=plain)
         return text.encode() + b"\n"
@@ -285,9 +283,8 @@ def _parsed(line: bytes, is_ours: Callable[[Any], bool]) -> dict[str, Any] | Non
         record = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
-        return None
-    return record if is_ours(record) else None
+    ours = isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= 0
+    return record if ours and is_ours(record) else None
 
 
 def _is_step(record: Mapping[str, Any]) -> bool:
@@ -402,9 +399,6 @@ def device_memory() -> dict[str, int]:
     if not told:
         return {}
     fullest = max(told, key=lambda stats: stats["bytes_in_use"])
-    names = {
-        "memory_bytes": "bytes_in_use",
-        "memory_peak_bytes": "peak_bytes_in_use",
-        "memory_limit_bytes": "bytes_limit",
-    }
-    return {ours: int(fullest[theirs]) for ours, theirs in names.items() if theirs in fullest}
+    ours = ("memory_bytes", "memory_peak_bytes", "memory_limit_bytes")
+    theirs = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
+    return {a: int(fullest[b]) for a, b in zip(ours, theirs, strict=True) if b in fullest}
