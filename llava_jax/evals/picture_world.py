@@ -21,6 +21,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,9 +141,9 @@ def ask(
     # Like lengths together, and always as many: generation compiles for each shape.
     waiting = sorted(set(asked), key=lambda one: (len(one[0]), one[0], str(one[1])))
     times = collections.Counter(asked)
-    rows = min(rows, len(waiting))
+    rows = min(rows, 1 << (len(waiting) - 1).bit_length())
     answers: dict[tuple[str, str | bytes], str] = {}
-    for first in range(0, len(waiting), max(rows, 1)):
+    for first in range(0, len(waiting), rows):
         some = waiting[first : first + rows]
         filled = some + some[-1:] * (rows - len(some))
         said = generate([text for text, _ in filled], [[picture] for _, picture in filled])
@@ -264,3 +265,16 @@ def _share(by_scene: Mapping[str, Sequence[bool]]) -> Share:
 def strongest_blind(scores: Mapping[str, Score], name: str) -> float:
     """The largest share of any row but the model's, in a group or a category."""
     return max(score[name].share for row, score in scores.items() if row != MODEL)
+
+
+def chosen(questions: Sequence[Question], answers: Sequence[str]) -> list[int]:
+    """Which to show: of each category the first that is right and the first that is wrong, in the
+    order of the ids' SHA-256."""
+    order = sorted(range(len(questions)), key=lambda i: sha256(questions[i].id.encode()).digest())
+    found: dict[tuple[str, bool], int] = {}
+    for i in order:
+        found.setdefault((questions[i].category, is_right(questions[i], answers[i])), i)
+    kinds = [
+        (name, right) for names in GROUPS.values() for name in names for right in (True, False)
+    ]
+    return [found[kind] for kind in kinds if kind in found]

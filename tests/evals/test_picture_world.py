@@ -187,3 +187,18 @@ def test_examination(world):
     assert set(said[exam.MEAN]) == {"?"}
     best = max(scores[row][MANY].share for row in exam.ROWS[1:])
     assert exam.strongest_blind(scores, MANY) == best < 1
+
+
+def test_what_is_shown_was_not_picked(world):
+    every = exam.read(world, "test")
+    rng = random.Random(2)
+    answers = [q.answer if rng.random() < 0.7 else "?" for q in every]
+    shown = exam.chosen(every, answers)
+    kinds = [(every[i].category, answers[i] == every[i].answer) for i in shown]
+    assert len(set(kinds)) == len(kinds) == 22  # right and wrong of eleven categories
+    # The order of the file makes no difference.
+    again = exam.chosen(every[::-1], answers[::-1])
+    assert [every[i] for i in shown] == [every[::-1][i] for i in again]
+    assert len({every[i].scene for i in shown}) > 4
+    assert all(every[i].category == "colour" for i in exam.chosen(every, answers)[:2])
+    assert len(exam.chosen(every, [q.answer for q in every])) == 11

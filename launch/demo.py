@@ -1,0 +1,447 @@
+"""LLaVA in small, from nothing to a page to look at, in minutes on two cores.
+
+Draws the picture world; puts a model together from the small towers that come with the package,
+with a projector that has learned nothing; trains stage 1 and stage 2; asks about pictures that
+neither has seen, and asks again with pictures that do not help; writes DIR/demo.html.
+
+Interrupted and run again, it goes on where it was; what is done is not done again. Each step can be
+run by hand: its command is printed, and stands on the page.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the other verbs
+
+from launch import convert, train
+from llava_jax import checkpoint, cli, files, metrics, optim, starting
+from llava_jax import config as configs
+from llava_jax import program as programs
+from llava_jax.config import Config
+from llava_jax.data import report
+from llava_jax.evals import picture_world as exam
+from llava_jax.evals.picture_world import Question
+from llava_jax.pages import demo as pages
+from llava_jax.pages.run_report import Part
+from llava_jax.picture_world import __main__ as picture_world_verb
+from llava_jax.picture_world import towers
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+EXAMPLE = "python launch/demo.py --workdir demo"
+
+SPLITS = {
+    "test": (
+        "Unseen scenes",
+        "Questions with one right answer about scenes whose arrangements training has not seen.",
+    ),
+    "unseen_pairs": (
+        "Unseen colour–shape pairs",
+        "The same about objects whose pair of colour and shape no picture and no text of training "
+        "has; the towers have not met them either.",
+    ),
+}
+RULE = (
+    "Of the test questions, in the order of their names' SHA-256: of each category the first that "
+    "was answered rightly and the first that was answered wrongly. So wrong answers are shown more "
+    "often than they occur: the tables above tell how often that is."
+)
+_WORLD = "data/picture_world"  # where the configs look for it
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """scenes: to train on. examined: scenes of each split that are asked about, 0 = all. clip,
+    llama: the towers. changes: of both stages' configs."""
+
+    scenes: int = 2000
+    examined: int = 0
+    clip: Path = dataclasses.field(default_factory=lambda: towers.path("clip"))
+    llama: Path = dataclasses.field(default_factory=lambda: towers.path("llama"))
+    changes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """result: exists when it is done, and not before. run: gives an exit code."""
+
+    name: str
+    what: str
+    command: str
+    result: epath.Path
+    run: Callable[[], int]
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--workdir", default="demo", metavar="DIR", help="a new folder, or one to go on with (demo)"
+    )
+    return demonstrate(parser.parse_args().workdir, Plan())
+
+
+def demonstrate(workdir: str, plan: Plan) -> int:
+    demo = Demo(workdir, plan)
+    demo.claim()
+    try:
+        for task in demo.tasks():
+            code = demo.do(task)
+            if code:
+                print(demo.going_on)
+                return code
+    except KeyboardInterrupt:
+        print(demo.going_on)
+        raise
+    said = json.loads(demo.answers.read_text())
+    files.write_text(demo.folder / "demo.html", page(demo, said))
+    print(f"\n{summary(demo, said)}\n\nto look at: {demo.folder / 'demo.html'}")
+    return 0
+
+
+class Demo:
+    """A demonstration in its folder. demo.json holds what it was begun with, and how long each
+    task has taken so far."""
+
+    def __init__(self, workdir: str, plan: Plan):
+        self.plan, self.folder = plan, files.path(workdir)
+        for tower in (plan.clip, plan.llama):
+            if not (tower / "config.json").exists():
+                raise ValueError(
+                    f"got no tower in {tower}, expected one that comes with the package: install "
+                    "it whole, or see `python -m llava_jax.picture_world.towers --help`"
+                )
+        self.world, self.answers = self.folder / "world", self.folder / "answers.json"
+        self.changes = {name: self._changes(name) for name in ("stage1", "stage2")}
+        self.configs = {
+            name: configs.load(_config(name), configs.parse_overrides(changes))
+            for name, changes in self.changes.items()
+        }
+        again = ["python", _script("launch/demo.py"), "--workdir", workdir]
+        self.going_on = f"to go on: {shlex.join(again)}"
+        self._record = self.folder / "demo.json"
+        self.seconds: dict[str, float] = {}
+
+    def _changes(self, name: str) -> list[str]:
+        """What makes a stage's config look into this folder."""
+        config = configs.load(_config(name))
+        found = []
+        for section, sources in (
+            ("data", config.data.sources),
+            ("held_out", config.held_out.sources),
+        ):
+            for source, told in sources.items():
+                at = f"--config.{section}.sources.{source}"
+                found.append(f"{at}.path={self._moved(told.path)}")
+                found.append(f"{at}.images={','.join(map(self._moved, told.images))}")
+        start = self.folder / "start"
+        found += [f"--config.model.start={start}", f"--config.data.tokenizer={start}"]
+        if name == "stage2":
+            found.append(f"--config.model.projector={self.folder / 'stage1' / 'model'}")
+        found += [f"--config.data.prepared={self.folder / 'prepared'}"]
+        return [*found, "--config.log.tensorboard=false", *self.plan.changes]
+
+    def _moved(self, path: str) -> str:
+        assert path.startswith(_WORLD), path
+        return path.replace(_WORLD, str(self.world), 1)
+
+    def claim(self) -> None:
+        """Makes a new folder this demonstration's, or refuses an old one that is another's."""
+        began = self._settings()
+        if self._record.exists():
+            told = json.loads(self._record.read_text())
+            if changed := checkpoint.differences(began, told["began"]):
+                raise ValueError(
+                    f"{self.folder} holds a demonstration with other settings; remove it, or "
+                    "choose another --workdir:\n  " + "\n  ".join(changed)
+                )
+            self.seconds = told["seconds"]
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"got --workdir {self.folder}, which holds other files; expected a new folder, or "
+                "a demonstration's"
+            )
+        self._keep(began)
+
+    def _settings(self) -> dict[str, Any]:
+        """All that decides what comes out."""
+        found: dict[str, Any] = {"scenes": self.plan.scenes, "examined": self.plan.examined}
+        found |= {"clip": _digest(self.plan.clip), "llama": _digest(self.plan.llama)}
+        for name, config in self.configs.items():
+            data = {path: value for path, value in configs.flat(config).items() if _decides(path)}
+            for path, value in {**configs.deciding(config), **data}.items():
+                found[f"{name}: {path}"] = value
+        return found
+
+    def _keep(self, began: Mapping[str, Any]) -> None:
+        files.write_json(self._record, {"began": began, "seconds": self.seconds})
+
+    def tasks(self) -> list[Task]:
+        folder, plan = self.folder, self.plan
+        world = ["--out", str(self.world), "--scenes", str(plan.scenes)]
+        start = ["import", str(plan.llama), str(folder / "start"), "--base", str(plan.clip)]
+        return [
+            _verb(
+                "picture world",
+                "draws pictures of which everything is known, and writes conversations about them",
+                self.world,
+                picture_world_verb.main,
+                ["-m", "llava_jax.picture_world", *world],
+            ),
+            _verb(
+                "start",
+                "a vision tower, a language model, and a projector that has learned nothing yet",
+                folder / "start",
+                convert.main,
+                [_script("launch/convert.py"), *start],
+            ),
+            self._training("stage1", "stage 1", "the projector learns from captions"),
+            self._training(
+                "stage2", "stage 2", "projector and language model learn from conversations"
+            ),
+            Task(
+                "answers",
+                "asks about unseen pictures; asks again with another one, and with the mean of all",
+                "",
+                self.answers,
+                functools.partial(examine, self),
+            ),
+        ]
+
+    def _training(self, name: str, title: str, what: str) -> Task:
+        workdir = self.folder / name
+        words = ["--config", _config(name), "--workdir", str(workdir), *self.changes[name]]
+        return _verb(
+            title, what, workdir / "model", train.main, [_script("launch/train.py"), *words]
+        )
+
+    def do(self, task: Task) -> int:
+        if task.result.exists():
+            print(f"{task.name}: done before, in {self._told(task)}")
+            return 0
+        print(f"\n{task.name}: {task.what}")
+        if task.command:
+            print(f"$ {task.command}")
+        began = time.monotonic()
+        try:
+            code = task.run()
+        finally:
+            # Of a task that was interrupted, too: together they are its time.
+            self.seconds[task.name] = self.seconds.get(task.name, 0) + time.monotonic() - began
+            self._keep(self._settings())
+        if not code:
+            print(f"{task.name}: {self._told(task)}")
+        return code
+
+    def _told(self, task: Task) -> str:
+        return pages.duration(self.seconds.get(task.name, 0))
+
+
+def _verb(
+    name: str, what: str, result: epath.Path, run: Callable[[], int | None], words: list[str]
+) -> Task:
+    """A task that a command line does."""
+
+    def called() -> int:
+        with _arguments(words):
+            return run() or 0
+
+    return Task(name, what, shlex.join(["python", *words]), result, called)
+
+
+@contextlib.contextmanager
+def _arguments(words: list[str]) -> Iterator[None]:
+    """The verb sees what it would have been given."""
+    before, sys.argv = sys.argv, words[1:] if words[0] == "-m" else words
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _script(name: str) -> str:
+    """A file of the checkout as one would type it."""
+    file = CHECKOUT / name
+    here = Path.cwd()
+    return os.path.relpath(file, here) if file.is_relative_to(here) else str(file)
+
+
+def _config(name: str) -> str:
+    return f"{_script(f'configs/{name}.py')}:tiny"
+
+
+def _decides(path: str) -> bool:
+    """Of the data's fields: not where things are, nor how fast they are read."""
+    section, _, field = path.rpartition(".")
+    elsewhere = "path images how tokenizer prepared threads workers"
+    return section.startswith("data") and field not in elsewhere.split()
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".model", ".json"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Questions and answers.
+
+
+def questions_of(demo: Demo) -> dict[str, list[Question]]:
+    return {split: exam.read(demo.world, split, demo.plan.examined) for split in SPLITS}
+
+
+def examine(demo: Demo) -> int:
+    """Every row's answers to both splits' questions, kept whole."""
+    import llava_jax
+
+    model = llava_jax.load(demo.folder / "stage2" / "model")
+
+    def generate(prompts: list[str], images: list[list[Any]]) -> list[str]:
+        return model.generate(prompts, images, max_new_tokens=exam.ANSWER_TOKENS)
+
+    questions = questions_of(demo)
+    with cli.Progress(3 * sum(map(len, questions.values())), "asking", "questions") as progress:
+        said = {
+            split: exam.examine(demo.world, asked, generate, on_answers=progress.advance)
+            for split, asked in questions.items()
+        }
+    files.write_json(demo.answers, said)
+    return 0
+
+
+Said = Mapping[str, Mapping[str, Sequence[str]]]  # by split and row
+
+
+def scores_of(demo: Demo, said: Said) -> dict[str, dict[str, exam.Score]]:
+    return {
+        split: {row: exam.score(asked, answers) for row, answers in said[split].items()}
+        for split, asked in questions_of(demo).items()
+    }
+
+
+def summary(demo: Demo, said: Said) -> str:
+    """Right answers of every row."""
+    scores = scores_of(demo, said)
+    columns = [(split, group) for split in SPLITS for group in exam.GROUPS]
+    head = ["right answers", *(f"{SPLITS[split][0].lower()}, {group}" for split, group in columns)]
+    lines = []
+    for row in exam.ROWS:
+        shares = [scores[split][row].get(group) for split, group in columns]
+        lines.append((row, *(f"{share.share:.1%}" if share else "–" for share in shares)))
+    return report.table(tuple(head), lines)
+
+
+# The page.
+
+
+def page(demo: Demo, said: Said) -> str:
+    tasks = demo.tasks()
+    scores = scores_of(demo, said)
+    samples = list(_samples(demo, said["test"]))
+    steps = [
+        pages.Step(task.name, task.what, task.command, demo.seconds.get(task.name, 0.0))
+        for task in tasks
+    ]
+    stages = [
+        pages.Stage(
+            task.name,
+            f"{task.what[0].upper()}{task.what[1:]}.",
+            *metrics.read(demo.folder / name),
+            parts_of(config, demo.folder / name),
+        )
+        for (name, config), task in zip(demo.configs.items(), tasks[2:4], strict=True)
+    ]
+    return pages.page(
+        steps=steps,
+        stages=stages,
+        exams=[pages.Exam(title, what, scores[split]) for split, (title, what) in SPLITS.items()],
+        groups=exam.GROUPS,
+        samples=samples,
+        rule=RULE,
+        facts=_facts(demo),
+        go_on=_go_on(demo),
+    )
+
+
+def _samples(demo: Demo, said: Mapping[str, Sequence[str]]) -> Iterator[pages.Sample]:
+    """As RULE says."""
+    questions, answers = questions_of(demo)["test"], said[exam.MODEL]
+    for i in exam.chosen(questions, answers):
+        question = questions[i]
+        with Image.open(demo.world / question.scene) as picture:
+            pixel_HW3 = np.asarray(picture.convert("RGB"))
+        yield pages.Sample(
+            pixel_HW3,
+            question.category,
+            question.text,
+            question.answer,
+            answers[i],
+            exam.is_right(question, answers[i]),
+            (f"with the {exam.MEAN}", said[exam.MEAN][i]),
+        )
+
+
+def parts_of(config: Config, workdir: epath.Path) -> list[Part]:
+    """What trained and what was frozen, from shapes alone."""
+    import jax
+
+    layout = programs.layout_of(config.compute, jax.devices())
+    start = starting.open_start(config, workdir)
+    rows = layout.batch_parts * config.compute.parts
+    program = programs.program(config, start.about.config, layout, steps=1, rows=rows)
+    return [
+        Part(part.name, part.parameters, part.trains, part.dtype, part.weight_bytes)
+        for part in optim.parts(program.like.trainable, program.frozen_like)
+    ]
+
+
+def _facts(demo: Demo) -> dict[str, str | float]:
+    config = demo.configs["stage2"]
+    side, patch = config.data.image_size, config.data.patch_size
+    steps = {name: len(metrics.read(demo.folder / name).steps) for name in demo.configs}
+    questions = questions_of(demo)
+    return {
+        "pictures to learn from": demo.plan.scenes,
+        "a picture": f"{side} × {side} pixels, {(side // patch) ** 2} tokens",
+        "steps of stage 1": steps["stage1"],
+        "steps of stage 2": steps["stage2"],
+        **{
+            f"questions, {SPLITS[split][0].lower()}": len(asked)
+            for split, asked in questions.items()
+        },
+        "cores": os.cpu_count() or 0,
+        "Python": sys.version.split()[0],
+    }
+
+
+def _go_on(demo: Demo) -> str:
+    model, first = demo.folder / "stage2" / "model", questions_of(demo)["test"][0]
+    return f"""# ask it yourself, in Python
+import llava_jax
+model = llava_jax.load("{model}")
+model.generate("{first.text}", images=["{demo.world / first.scene}"])
+
+# hand it to PyTorch
+python launch/convert.py export {model} {demo.folder / "hf"} --format hf
+
+# the real ones; without weights and data at hand these say what to fetch
+python launch/train.py --config configs/stage1.py:v1.5-7b
+python launch/train.py --config configs/stage2.py:v1.5-7b"""
+
+
+if __name__ == "__main__":
+    cli.run(main)
