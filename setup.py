@@ -19,6 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["llava_jax", "llava_jax.*"]),
+    package_data={"llava_jax.picture_world.towers": ["clip/*", "llama/*"]},
     install_requires=[
         "jax>=0.10.2,<0.13",
         "flax>=0.12.8,<0.13",

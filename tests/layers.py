@@ -80,7 +80,7 @@ def _of_a_room(inside: list[str], imported: list[str], names: set[str]) -> Itera
         yield f"is in no layer; give it a layer in {__name__}"
         return
     # Pre-training the small towers is a training run, kept next to the world they see.
-    pretraining = inside == ["picture_world", "towers"]
+    pretraining = inside[:2] == ["picture_world", "towers"]
     layer = 5 if pretraining else LAYER[room]
 
     for name in imported:

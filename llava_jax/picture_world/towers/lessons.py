@@ -1,0 +1,177 @@
+"""What the small language model reads: chats about scenes that are told in words, no picture.
+
+Most are LLaVA's own conversations with a scene's notes (notes.py) where the picture would stand:
+questions of every category in many turns, captions, descriptions, reasoning. Others tell the scene
+in sentences, in an order of their own, in front of the first question. Every word is
+learned, answers most.
+
+Dims: R rows, T tokens of a row.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llava_jax import conversation, tokenizer
+from llava_jax.batch import PADDING, TEXT, Batch
+from llava_jax.conversation import Turn
+from llava_jax.picture_world import annotations, dialogues, questions
+from llava_jax.picture_world.questions import Question
+from llava_jax.picture_world.scenes import Scene, generator, scene
+from llava_jax.picture_world.towers.notes import SIDE, notes
+from llava_jax.tokenizer import Tokenizer
+
+PLACES = SIDE * SIDE
+_ROUNDS = 11
+# Of the lessons: long conversations, captions, descriptions, reasoning; the rest is in sentences.
+_SHARES = (0.58, 0.10, 0.05, 0.09)
+_WITH_BLANKS = 0.3
+# Weight of the tokens that are no answers. As in any language model's pre-training they count:
+# saying a note the second time is what teaches to look a thing up in what was read.
+_OTHERS = 0.5
+
+
+class Lesson(NamedTuple):
+    """token_T, which of them are learned, and which are notes: word 0, 1, … of them, or TEXT."""
+
+    token_T: np.ndarray
+    mask_T: np.ndarray
+    note_T: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Scenes to lessons, for one tokenizer."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+
+    def lesson(self, one: Scene, rng: random.Random) -> Lesson:
+        """A lesson of a kind that is drawn."""
+        told = rng.random()
+        limits = np.cumsum(_SHARES)
+        if told < limits[0]:
+            return self.chat(_human_and_gpt(_rounds(one, rng)), self._notes(one, rng))
+        if told < limits[1]:
+            turns = _human_and_gpt([("", rng.choice(annotations.captions(one, rng)))])
+            return self.chat(turns, self._notes(one, rng), "plain")
+        if told < limits[2]:
+            return self.chat(_turns(dialogues.detail("", "", one, rng)), self._notes(one, rng))
+        if told < limits[3]:
+            return self.chat(_turns(dialogues.reasoning("", "", one, rng)), self._notes(one, rng))
+        return self.chat(_human_and_gpt(_in_sentences(one, rng)))
+
+    def question(self, one: Scene, asked: Question) -> Lesson:
+        """One question about a scene's notes, whole ones: the answer is what would be learned."""
+        told = notes(one, random.Random(asked.text))
+        return self.chat(_human_and_gpt([(asked.text, asked.answer)]), told)
+
+    def chat(self, turns: Sequence[Turn], told: Sequence[str] = (), template: str = "v1") -> Lesson:
+        """Turns as ids; the first begins with the notes, if there are any."""
+        if told:
+            first = conversation.human(turns[0].texts[0], images=1)
+            turns = [first, *turns[1:]]
+        fitted = tokenizer.fit(
+            self.tokenizer,
+            turns,
+            conversation.template(template),
+            max_tokens=self.max_tokens,
+            tokens_per_image=PLACES,
+            too_long="cut_turns",
+        )
+        token_T, mask_T, note_T = tokenizer.expand(fitted.ids, fitted.mask, PLACES)
+        if told:
+            token_T[note_T != TEXT] = [self._id(note) for note in told]
+        return Lesson(token_T, mask_T, note_T)
+
+    def _notes(self, one: Scene, rng: random.Random) -> list[str]:
+        return notes(one, rng, blanks=rng.random() < _WITH_BLANKS)
+
+    def _id(self, note: str) -> int:
+        [found] = self.tokenizer.encode(note)
+        return found
+
+
+def batches(reader: Reader, *, seed: int, rows: int, first: int = 0) -> Iterator[Batch]:
+    """Rows of lessons about scenes of the train split, `first` and those after it, without end."""
+    number, left = first, None
+    while True:
+        batch = empty(rows, reader.max_tokens)
+        ends, segments, full = [0] * rows, [0] * rows, 0
+        while full < 3:  # lessons in a row that fit nowhere
+            if left is None:
+                rng = generator(seed, "train", number, "lesson")
+                left = reader.lesson(scene(seed, "train", number), rng)
+                number += 1
+            size = len(left.token_T)
+            places = [row for row in range(rows) if ends[row] + size <= reader.max_tokens]
+            if not places:
+                break
+            row = places[0]
+            segments[row] += 1
+            put(batch, row, ends[row], segments[row], left, others=_OTHERS)
+            ends[row] += size
+            left = None
+        yield batch
+
+
+def empty(rows: int, tokens: int) -> Batch:
+    zeros_RT = np.zeros((rows, tokens), np.int32)
+    return Batch(
+        token_RT=zeros_RT,
+        target_RT=zeros_RT.copy(),
+        segment_RT=np.full((rows, tokens), PADDING, np.int32),
+        position_RT=zeros_RT.copy(),
+        source_RT=zeros_RT.copy(),
+        loss_weight_RT=np.zeros((rows, tokens), np.float32),
+        pixel_RKHW3=np.zeros((rows, 0, 1, 1, 3), np.uint8),
+        image_index_RT=np.full((rows, tokens), TEXT, np.int32),
+    )
+
+
+def put(
+    batch: Batch, row: int, start: int, segment: int, lesson: Lesson, *, others: float = 0.0
+) -> None:
+    """Writes a lesson into a row. others: the weight of what is no answer."""
+    stop = start + len(lesson.token_T)
+    batch.token_RT[row, start:stop] = lesson.token_T
+    batch.target_RT[row, start : stop - 1] = lesson.token_T[1:]
+    batch.segment_RT[row, start:stop] = segment
+    batch.position_RT[row, start:stop] = np.arange(stop - start)
+    batch.loss_weight_RT[row, start : stop - 1] = np.where(lesson.mask_T[1:], 1.0, others)
+    batch.image_index_RT[row, start:stop] = lesson.note_T
+
+
+Round = tuple[str, str]
+
+
+def _human_and_gpt(rounds: Sequence[Round]) -> list[Turn]:
+    return [
+        turn
+        for question, answer in rounds
+        for turn in (conversation.human(question), conversation.gpt(answer))
+    ]
+
+
+def _turns(entry: dict) -> list[Turn]:
+    values = [turn["value"].replace(conversation.IMAGE_TAG, "") for turn in entry["conversations"]]
+    return _human_and_gpt([(q.strip(), a) for q, a in zip(values[::2], values[1::2], strict=True)])
+
+
+def _rounds(one: Scene, rng: random.Random) -> list[Round]:
+    """Many: each category that the scene allows, some twice, and objects to describe."""
+    asked = [*questions.closed(one, rng), *questions.closed(one, rng)]
+    rounds = [(question.text, question.answer) for question in asked]
+    rounds += [questions.describe(thing, rng) for thing in one.things]
+    rng.shuffle(rounds)
+    return list(dict.fromkeys(rounds))[:_ROUNDS]
+
+
+def _in_sentences(one: Scene, rng: random.Random) -> list[Round]:
+    sentences = annotations.description(one).removesuffix(".").split(". ")
+    rng.shuffle(sentences)
+    (question, answer), *rounds = _rounds(one, rng)
+    return [(f"{'. '.join(sentences)}.\n{question}", answer), *rounds]
