@@ -12,6 +12,8 @@ rename 2 of */checkpoints/*     before a file or folder gets a name like this fo
 renamed 2 of */checkpoints/*    after it did
 row 7                           in a thread that reads ahead, at its seventh row
 line 5                          half of the fifth line of metrics.jsonl or events.jsonl is written
+
+SIGTERM 5 to 1                  no kill, but a signal to process 1 when its fifth step is on its way
 """
 
 import fnmatch
@@ -26,7 +28,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from launch import train
-from llava_jax import cli
+from llava_jax import cli, telling
 from llava_jax.data import pipeline
 
 
@@ -55,6 +57,14 @@ def then_die(function: Callable[..., Any], *arguments: Any, **named: Any) -> Non
 def write_half(function: Callable[..., Any], file: int, data: Any) -> None:
     function(file, data[: len(data) // 2])
     die()
+
+
+def at_step(name: str, number: int) -> None:
+    def signalled(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.Signals[name])
+        return function(*arguments, **named)
+
+    at_call(telling.Telling, "step", number, signalled)
 
 
 def at_rename(kind: str, number: int, pattern: str) -> None:
@@ -88,6 +98,9 @@ def install(place: str) -> None:
         at_call(pipeline, "read_row", int(number), lambda *_: die())
     elif kind == "line":
         at_call(os, "write", int(number), write_half)
+    elif kind in ("SIGTERM", "SIGINT"):
+        if os.environ.get("PROCESS_ID", "0") == rest[-1]:
+            at_step(kind, int(number))
     else:
         assert kind in ("rename", "renamed"), place
         at_rename(kind, int(number), rest[-1])

@@ -2,9 +2,13 @@
 
 import collections
 import contextlib
+import dataclasses
 import logging
+import os
 import re
+import resource
 import shlex
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,10 +19,12 @@ from etils import epath
 import llava_jax
 from launch import train
 from llava_jax import config as configs
-from llava_jax import metrics, model_folder, optim
+from llava_jax import checkpoint, metrics, model_folder, optim
+from llava_jax.data import pipeline
 from llava_jax.sharding import Layout, MeshShape, make_mesh
 from llava_jax.weights.memory import params_in_memory, stored_shapes
-from tests import training
+from llava_jax.weights.tensor import in_memory
+from tests import tiny_tokenizer, training
 
 # Steps of 8 rows, of which an epoch has 22.
 STEPS = 6
@@ -198,7 +204,7 @@ WRONG = {
     ),
     "no such projector": (
         ["--config.model.projector=runs/none"],
-        r"runs/none  \(config.model.projector\)\n    train stage 1 with this --workdir",
+        r"runs/none  \(config.model.projector\)\n    or start without one: --config.model",
     ),
     "no such data": (
         ["--config.data.sources.chats.path=gone.json"],
@@ -232,3 +238,172 @@ def test_what_is_wrong_is_said_before_anything_is_done(folder, refused, wrong):
     options, said = WRONG[wrong]
     refused(said, *(option.format(folder=folder) for option in options))
     assert not (folder / "refused").exists()
+
+
+def test_a_tokenizer_of_more_ids_than_the_model(folder, refused):
+    tiny_tokenizer.write_tokenizer(folder / "more", [f"<{n}>" for n in range(300)])
+    refused(
+        r"ids of the tokenizer .*more for a language model of 514",
+        f"--config.data.tokenizer={folder}/more",
+    )
+
+
+def test_a_folder_that_holds_something_else(folder, refused):
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / "chapter.tex").write_text("\\section")
+    refused("thesis, which holds other files; expected a new folder, or a run's", name="thesis")
+
+
+def test_a_workdir_that_is_a_file(folder, refused):
+    (folder / "file").write_text("")
+    refused("not a directory: .*file", name="file")
+    refused("not a directory: .*file", name="file/run")
+
+
+def test_a_disk_that_is_full(folder, refused, monkeypatch):
+    usage = shutil.disk_usage(folder)._replace(free=5_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    refused(r"got 0.0 GB of free disk, expected 0.0 for this run's checkpoints", name="full")
+
+
+def test_a_disk_that_takes_nothing(folder, refused, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        refused(r"cannot write .*\.probe: file too large", name="limited")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# --- an old workdir ---
+
+
+@pytest.fixture
+def finished(folder, trained) -> str:
+    """The name of a workdir whose run is done: a copy, for each test."""
+    if not (folder / "whole" / "model").exists():
+        assert trained("whole").code == 0
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    shutil.copytree(folder / "whole", folder / "copy")
+    return "copy"
+
+
+def test_changed_settings_are_refused_unless_told(folder, finished, refused, trained):
+    changes = ["--config.optim.lr=5e-4", "--config.epochs=3"]
+    refused(
+        r"holds a run with other settings.*--allow_changes:\n"
+        r"  epochs: 3 here, 2 there\n  optim.lr: 0.0005 here, 0.001 there",
+        *changes,
+        name=finished,
+    )
+    ended = trained(finished, *changes, "--allow_changes")
+    assert ended.code == 0, ended.err
+    assert "goes on from step 6 of 9" in ended.out
+    assert len(training.told(folder / finished)) == 9
+    # The model that it had made is kept, under another name; the new one is of the last step.
+    assert (folder / finished / "model-of-step-6" / "llava.json").exists()
+    stored = model_folder.read(epath.Path(folder / finished / "model"))
+    norm = stored.leaves["language/decoder/norm/scale"].read()
+    last = training.learned(folder / finished)["trainable/language/decoder/norm/scale"]
+    np.testing.assert_array_equal(norm, last)
+    assert trained(finished, *changes).code == 0  # now these are its settings
+
+
+def test_other_data_is_refused(folder, finished, refused):
+    for told in ([], ["--allow_changes"]):
+        refused(
+            r"was trained on other data; .*source chats: .* here, .* there",
+            "--config.data.sources.chats.take=first:50",
+            *told,
+            name=finished,
+        )
+
+
+def test_another_start_is_refused(folder, finished, refused):
+    other = dataclasses.replace(training.start_model(1), tokenizer=epath.Path(folder / "words"))
+    model_folder.save(other, epath.Path(folder / "other"))
+    refused(
+        r"was trained over weights of fingerprint \w{12}….*/start\); got \w{12}….*/other\)",
+        f"--config.model.start={folder}/other",
+        f"--config.data.tokenizer={folder}/start",
+        name=finished,
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder, finished, trained):
+    (biggest, *_) = sorted(
+        (folder / finished / "checkpoints" / "6").rglob("d/*"), key=lambda f: -f.stat().st_size
+    )
+    os.truncate(biggest, biggest.stat().st_size // 2)
+    ended = trained(finished)
+    assert ended.code == 0, ended.err
+    assert "step 6 is damaged (" in ended.out
+    assert "goes on from step 4 of 6" in ended.out
+    assert training.told(folder / finished) == training.told(folder / "whole")
+    for name, leaf in training.learned(folder / finished).items():
+        assert leaf.tobytes() == training.learned(folder / "whole")[name].tobytes()
+
+
+def test_a_default_workdir_is_made_and_told(folder, run_verb, monkeypatch):
+    monkeypatch.chdir(folder)
+    config = ("--config", folder / "small.py", "--config.epochs=1", "--config.held_out.every=0")
+    ended = run_verb(train, *config)
+    assert ended.code == 0, ended.err
+    (workdir,) = (folder / "runs").iterdir()
+    assert re.fullmatch(r"small-\d{4}-\d\d-\d\d-\d{6}", workdir.name)
+    assert f"--workdir runs/{workdir.name}\n" in ended.out
+    assert (workdir / "model" / "llava.json").exists()
+
+
+# --- while it trains ---
+
+
+def test_the_first_batch_must_keep_the_contract(folder, trained, monkeypatch):
+    def broken(*arguments, **named):
+        for read in pipeline.read_ahead(*arguments, **named):
+            read.batch.target_RT[:, 3] = 10**6
+            yield read
+
+    monkeypatch.setattr(train, "read_ahead", broken)
+    ended = trained("broken", "--config.held_out.every=0")
+    assert ended.code == 2, ended.err
+    assert "compiling" not in ended.out
+    assert metrics.read(folder / "broken").steps == []
+
+
+def test_steps_that_are_not_finite(folder, trained):
+    """A weight is NaN: five steps learn nothing, then the run stops; the ids of each are told."""
+    model = dataclasses.replace(training.start_model(), tokenizer=epath.Path(folder / "words"))
+    path = "projector/linear_0/bias"
+    bias = model.leaves[path].read().copy()
+    bias[0] = np.nan
+    leaves = {**model.leaves, path: in_memory(bias, path)}
+    model_folder.save(dataclasses.replace(model, leaves=leaves), epath.Path(folder / "nan"))
+    ended = trained("not-finite", f"--config.model.start={folder}/nan", "--config.held_out.every=0")
+    assert ended.code == 2
+    (error,) = ended.errors
+    assert "got 5 steps in a row whose loss or gradient is not finite, up to step 4" in error
+    history = metrics.read(folder / "not-finite")
+    told = [event for event in history.events if event["kind"] == "not_finite"]
+    assert [event["step"] for event in told] == [0, 1, 2, 3, 4]
+    assert all(re.fullmatch(r"(chats|captions) e\d+", id) for id in told[0]["examples"])
+    assert len(told[0]["examples"]) == history.steps[0]["conversations"]
+    stored = checkpoint.read_model(epath.Path(folder / "not-finite"), step=4)
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(stored.leaves[path].read(), leaf.read())
+
+
+def test_too_many_broken_pictures(folder, trained):
+    shutil.copytree(folder / "images", folder / "broken-images")
+    (folder / "broken-images" / "3.png").write_bytes(b"no picture")
+    options = [f"--config.data.sources.{n}.images={folder}/broken-images" for n in ("chats",)]
+    ended = trained("pictures", *options, "--config.held_out.every=0")
+    assert ended.code == 2, ended.err
+    assert re.search(r"got \d+ of 68 conversations without their picture", ended.errors[0])
+    assert "3.png" in (folder / "pictures" / "skipped.jsonl").read_text()
+    patient = trained(
+        "pictures", *options, "--config.held_out.every=0", "--config.data.max_bad_fraction=0.5"
+    )
+    assert patient.code == 0, patient.err
+    dropped = metrics.read(folder / "pictures").steps[-1]["dropped"]
+    assert dropped == len((folder / "pictures" / "skipped.jsonl").read_text().splitlines()) > 0
