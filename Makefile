@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard setup.py llava_jax launch configs tests benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-slow test-tpu-compile checks format clean
+.PHONY: help demo test test-slow test-tpu-compile checks format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,15 @@ $(VENV)/.installed: setup.py
 $(VENV)/.installed-tpu: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[tpu]'
 	touch $@
+
+# Without PyTorch, and without what the tests need.
+$(VENV)/.installed-demo: setup.py
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[data]'
+	touch $@
+
+demo: $(VENV)/.installed-demo  ## from an empty machine to demo.html
+	$(BIN)/python launch/demo.py
 
 test: $(VENV)/.installed  ## every quick test that does not need the TPU compiler
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
