@@ -233,6 +233,12 @@ class Checkpoints:
 
     def _restore(self, step: int, like: State, meta: Meta) -> tuple[State, Meta]:
         values = _read_meta(self._folder / str(step) / META)
+        if values.get("llava_jax") in range(1 << 16) and values["llava_jax"] != FORMAT:
+            # Whole, and of another version of this program.
+            raise _Refused(
+                f"{self._folder}/{step}: got format {values['llava_jax']}, expected {FORMAT}; go "
+                "on with the version of llava_jax that wrote it, or choose another --workdir"
+            )
         there = _meta_of(values, f"{self._folder}/{step}")
         if refusal := _other(there, meta):
             raise _Refused(f"{self._folder}/{step} {refusal}")

@@ -18,8 +18,8 @@ from etils import epath
 
 import llava_jax
 from launch import train
-from llava_jax import config as configs
 from llava_jax import checkpoint, metrics, model_folder, optim
+from llava_jax import config as configs
 from llava_jax.data import pipeline
 from llava_jax.sharding import Layout, MeshShape, make_mesh
 from llava_jax.weights.memory import params_in_memory, stored_shapes

@@ -22,8 +22,10 @@ def folder(tmp_path_factory):
 
 def argv(folder: Path, name: str, *options: str) -> list[str]:
     given = ["--config", f"{folder}/small.py", "--workdir", f"{folder}/{name}"]
-    quick = ["--config.held_out.every=0", "--config.checkpoints.every=100"]
-    return [sys.executable, "launch/train.py", *given, *quick, *options]
+    # Saved by a signal, and at the end.
+    rare = ["--config.checkpoints.every=100", "--config.checkpoints.keep=1"]
+    held_out = ["--config.held_out.every=0"]
+    return [sys.executable, "launch/train.py", *given, *rare, *held_out, *options]
 
 
 @pytest.fixture(scope="module")
