@@ -10,55 +10,31 @@ run by hand: its command is printed, and stands on the page.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from etils import epath
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the other verbs
 
 from launch import convert, train
-from llava_jax import checkpoint, cli, files, metrics, optim, starting
+from llava_jax import checkpoint, cli, demonstration, files
 from llava_jax import config as configs
-from llava_jax import program as programs
-from llava_jax.config import Config
-from llava_jax.data import report
-from llava_jax.evals import picture_world as exam
-from llava_jax.evals.picture_world import Question
+from llava_jax.demonstration import STAGES, Demonstration
 from llava_jax.pages import demo as pages
-from llava_jax.pages.run_report import Part
 from llava_jax.picture_world import __main__ as picture_world_verb
 from llava_jax.picture_world import towers
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 EXAMPLE = "python launch/demo.py --workdir demo"
 
-SPLITS = {
-    "test": (
-        "Unseen scenes",
-        "Questions with one right answer about scenes whose arrangements training has not seen.",
-    ),
-    "unseen_pairs": (
-        "Unseen colour–shape pairs",
-        "The same about objects whose pair of colour and shape no picture and no text of training "
-        "has; the towers have not met them either.",
-    ),
-}
-RULE = (
-    "Of the test questions, in the order of their names' SHA-256: of each category the first that "
-    "was answered rightly and the first that was answered wrongly. So wrong answers are shown more "
-    "often than they occur: the tables above tell how often that is."
-)
 _WORLD = "data/picture_world"  # where the configs look for it
 
 
@@ -105,9 +81,9 @@ def demonstrate(workdir: str, plan: Plan) -> int:
     except KeyboardInterrupt:
         print(demo.going_on)
         raise
-    said = json.loads(demo.answers.read_text())
-    files.write_text(demo.folder / "demo.html", page(demo, said))
-    print(f"\n{summary(demo, said)}\n\nto look at: {demo.folder / 'demo.html'}")
+    file = demo.folder / "demo.html"
+    files.write_text(file, demonstration.page(demo.made, demo.steps()))
+    print(f"\n{demonstration.summary(demo.made)}\n\nto look at: {file}")
     return 0
 
 
@@ -123,12 +99,12 @@ class Demo:
                     f"got no tower in {tower}, expected one that comes with the package: install "
                     "it whole, or see `python -m llava_jax.picture_world.towers --help`"
                 )
-        self.world, self.answers = self.folder / "world", self.folder / "answers.json"
-        self.changes = {name: self._changes(name) for name in ("stage1", "stage2")}
-        self.configs = {
+        self.changes = {name: self._changes(name) for name in STAGES}
+        loaded = {
             name: configs.load(_config(name), configs.parse_overrides(changes))
             for name, changes in self.changes.items()
         }
+        self.made = Demonstration(self.folder, loaded, plan.examined)
         again = ["python", _script("launch/demo.py"), "--workdir", workdir]
         self.going_on = f"to go on: {shlex.join(again)}"
         self._record = self.folder / "demo.json"
@@ -155,7 +131,7 @@ class Demo:
 
     def _moved(self, path: str) -> str:
         assert path.startswith(_WORLD), path
-        return path.replace(_WORLD, str(self.world), 1)
+        return path.replace(_WORLD, str(self.folder / "world"), 1)
 
     def claim(self) -> None:
         """Makes a new folder this demonstration's, or refuses an old one that is another's."""
@@ -179,7 +155,7 @@ class Demo:
         """All that decides what comes out."""
         found: dict[str, Any] = {"scenes": self.plan.scenes, "examined": self.plan.examined}
         found |= {"clip": _digest(self.plan.clip), "llama": _digest(self.plan.llama)}
-        for name, config in self.configs.items():
+        for name, config in self.made.configs.items():
             data = {path: value for path, value in configs.flat(config).items() if _decides(path)}
             for path, value in {**configs.deciding(config), **data}.items():
                 found[f"{name}: {path}"] = value
@@ -190,13 +166,13 @@ class Demo:
 
     def tasks(self) -> list[Task]:
         folder, plan = self.folder, self.plan
-        world = ["--out", str(self.world), "--scenes", str(plan.scenes)]
+        world = ["--out", str(self.made.world), "--scenes", str(plan.scenes)]
         start = ["import", str(plan.llama), str(folder / "start"), "--base", str(plan.clip)]
         return [
             _verb(
                 "picture world",
                 "draws pictures of which everything is known, and writes conversations about them",
-                self.world,
+                self.made.world,
                 picture_world_verb.main,
                 ["-m", "llava_jax.picture_world", *world],
             ),
@@ -207,25 +183,33 @@ class Demo:
                 convert.main,
                 [_script("launch/convert.py"), *start],
             ),
-            self._training("stage1", "stage 1", "the projector learns from captions"),
-            self._training(
-                "stage2", "stage 2", "projector and language model learn from conversations"
-            ),
+            self._training("stage1", "the projector learns from captions"),
+            self._training("stage2", "projector and language model learn from conversations"),
             Task(
                 "answers",
                 "asks about unseen pictures; asks again with another one, and with the mean of all",
                 "",
-                self.answers,
-                functools.partial(examine, self),
+                self.made.answers,
+                self._examine,
             ),
         ]
 
-    def _training(self, name: str, title: str, what: str) -> Task:
+    def _training(self, name: str, what: str) -> Task:
         workdir = self.folder / name
         words = ["--config", _config(name), "--workdir", str(workdir), *self.changes[name]]
-        return _verb(
-            title, what, workdir / "model", train.main, [_script("launch/train.py"), *words]
-        )
+        words = [_script("launch/train.py"), *words]
+        return _verb(STAGES[name], what, workdir / "model", train.main, words)
+
+    def _examine(self) -> int:
+        demonstration.examine(self.made)
+        return 0
+
+    def steps(self) -> list[pages.Step]:
+        """What was done, for the page."""
+        return [
+            pages.Step(task.name, task.what, task.command, self.seconds.get(task.name, 0.0))
+            for task in self.tasks()
+        ]
 
     def do(self, task: Task) -> int:
         if task.result.exists():
@@ -295,152 +279,6 @@ def _digest(folder: Path) -> str:
         if file.suffix in (".safetensors", ".model", ".json"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-# Questions and answers.
-
-
-def questions_of(demo: Demo) -> dict[str, list[Question]]:
-    return {split: exam.read(demo.world, split, demo.plan.examined) for split in SPLITS}
-
-
-def examine(demo: Demo) -> int:
-    """Every row's answers to both splits' questions, kept whole."""
-    import llava_jax
-
-    model = llava_jax.load(demo.folder / "stage2" / "model")
-
-    def generate(prompts: list[str], images: list[list[Any]]) -> list[str]:
-        return model.generate(prompts, images, max_new_tokens=exam.ANSWER_TOKENS)
-
-    questions = questions_of(demo)
-    with cli.Progress(3 * sum(map(len, questions.values())), "asking", "questions") as progress:
-        said = {
-            split: exam.examine(demo.world, asked, generate, on_answers=progress.advance)
-            for split, asked in questions.items()
-        }
-    files.write_json(demo.answers, said)
-    return 0
-
-
-Said = Mapping[str, Mapping[str, Sequence[str]]]  # by split and row
-
-
-def scores_of(demo: Demo, said: Said) -> dict[str, dict[str, exam.Score]]:
-    return {
-        split: {row: exam.score(asked, answers) for row, answers in said[split].items()}
-        for split, asked in questions_of(demo).items()
-    }
-
-
-def summary(demo: Demo, said: Said) -> str:
-    """Right answers of every row."""
-    scores = scores_of(demo, said)
-    columns = [(split, group) for split in SPLITS for group in exam.GROUPS]
-    head = ["right answers", *(f"{SPLITS[split][0].lower()}, {group}" for split, group in columns)]
-    lines = []
-    for row in exam.ROWS:
-        shares = [scores[split][row].get(group) for split, group in columns]
-        lines.append((row, *(f"{share.share:.1%}" if share else "–" for share in shares)))
-    return report.table(tuple(head), lines)
-
-
-# The page.
-
-
-def page(demo: Demo, said: Said) -> str:
-    tasks = demo.tasks()
-    scores = scores_of(demo, said)
-    samples = list(_samples(demo, said["test"]))
-    steps = [
-        pages.Step(task.name, task.what, task.command, demo.seconds.get(task.name, 0.0))
-        for task in tasks
-    ]
-    stages = [
-        pages.Stage(
-            task.name,
-            f"{task.what[0].upper()}{task.what[1:]}.",
-            *metrics.read(demo.folder / name),
-            parts_of(config, demo.folder / name),
-        )
-        for (name, config), task in zip(demo.configs.items(), tasks[2:4], strict=True)
-    ]
-    return pages.page(
-        steps=steps,
-        stages=stages,
-        exams=[pages.Exam(title, what, scores[split]) for split, (title, what) in SPLITS.items()],
-        groups=exam.GROUPS,
-        samples=samples,
-        rule=RULE,
-        facts=_facts(demo),
-        go_on=_go_on(demo),
-    )
-
-
-def _samples(demo: Demo, said: Mapping[str, Sequence[str]]) -> Iterator[pages.Sample]:
-    """As RULE says."""
-    questions, answers = questions_of(demo)["test"], said[exam.MODEL]
-    for i in exam.chosen(questions, answers):
-        question = questions[i]
-        with Image.open(demo.world / question.scene) as picture:
-            pixel_HW3 = np.asarray(picture.convert("RGB"))
-        yield pages.Sample(
-            pixel_HW3,
-            question.category,
-            question.text,
-            question.answer,
-            answers[i],
-            exam.is_right(question, answers[i]),
-            (f"with the {exam.MEAN}", said[exam.MEAN][i]),
-        )
-
-
-def parts_of(config: Config, workdir: epath.Path) -> list[Part]:
-    """What trained and what was frozen, from shapes alone."""
-    import jax
-
-    layout = programs.layout_of(config.compute, jax.devices())
-    start = starting.open_start(config, workdir)
-    rows = layout.batch_parts * config.compute.parts
-    program = programs.program(config, start.about.config, layout, steps=1, rows=rows)
-    return [
-        Part(part.name, part.parameters, part.trains, part.dtype, part.weight_bytes)
-        for part in optim.parts(program.like.trainable, program.frozen_like)
-    ]
-
-
-def _facts(demo: Demo) -> dict[str, str | float]:
-    config = demo.configs["stage2"]
-    side, patch = config.data.image_size, config.data.patch_size
-    steps = {name: len(metrics.read(demo.folder / name).steps) for name in demo.configs}
-    questions = questions_of(demo)
-    return {
-        "pictures to learn from": demo.plan.scenes,
-        "a picture": f"{side} × {side} pixels, {(side // patch) ** 2} tokens",
-        "steps of stage 1": steps["stage1"],
-        "steps of stage 2": steps["stage2"],
-        **{
-            f"questions, {SPLITS[split][0].lower()}": len(asked)
-            for split, asked in questions.items()
-        },
-        "cores": os.cpu_count() or 0,
-        "Python": sys.version.split()[0],
-    }
-
-
-def _go_on(demo: Demo) -> str:
-    model, first = demo.folder / "stage2" / "model", questions_of(demo)["test"][0]
-    return f"""# ask it yourself, in Python
-import llava_jax
-model = llava_jax.load("{model}")
-model.generate("{first.text}", images=["{demo.world / first.scene}"])
-
-# hand it to PyTorch
-python launch/convert.py export {model} {demo.folder / "hf"} --format hf
-
-# the real ones; without weights and data at hand these say what to fetch
-python launch/train.py --config configs/stage1.py:v1.5-7b
-python launch/train.py --config configs/stage2.py:v1.5-7b"""
 
 
 if __name__ == "__main__":

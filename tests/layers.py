@@ -12,7 +12,7 @@ LAYERS = {
     4: "weights model_folder sharding optim processes metrics flops",
     5: "step program checkpoint engine planner",
     6: "evals",
-    7: "api starting held_out telling server",
+    7: "api starting held_out telling demonstration server",
     8: "__init__",
 }
 LAYER = {room: layer for layer, rooms in LAYERS.items() for room in rooms.split()}
