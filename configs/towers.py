@@ -3,7 +3,8 @@
 python -m llava_jax.picture_world.towers --config configs/towers.py:clip --out towers
 
 Variants: clip (the vision tower, contrastive, with phrases about regions) and llama (the language
-model, on text alone). What these settings gave is shipped in llava_jax/picture_world/towers.
+model, on text alone). llava_jax/picture_world/towers holds what was trained so: clip
+with these settings, llama with half of these steps (see its training.json).
 """
 
 from llava_jax import config as c

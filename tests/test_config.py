@@ -156,7 +156,8 @@ def test_an_override_without_a_value(argument):
 
 def every_variant() -> list[str]:
     found = []
-    for path in sorted((CHECKOUT / "configs").glob("*.py")):
+    runs = {*(CHECKOUT / "configs").glob("*.py")} - {CHECKOUT / "configs/towers.py"}
+    for path in sorted(runs):  # towers.py has a schema of its own: see picture_world/test_towers.py
         found += [f"{path}:{name}" for name in runpy.run_path(str(path))["VARIANTS"]]
     return found
 

@@ -10,6 +10,7 @@ looked at.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,16 +72,16 @@ def _waves(grid: int, width: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), waves]).astype(np.float32)
 
 
-def loss(config: LlavaConfig) -> step.Loss:
-    """Of a step of phrases.Pictured. loss_S: each of TERMS apart, as a mean."""
+def loss(config: LlavaConfig) -> Any:
+    """A step.Loss of phrases.Pictured. loss_S: each of TERMS apart, as a mean."""
     looked_at = dataclasses.replace(config.vision, select_layers=(-2, -1), select="cls_patch")
     vision, projector = ClipVit(looked_at, COMPUTE), Projector(config.projector, COMPUTE)
     model = Llava(config, COMPUTE)
 
     def sums(trainable: Params, frozen: Params, batch: Pictured, key_R: jax.Array) -> step.Sums:
-        feature_IQE = vision.apply({"params": trainable["vision"]}, batch.pixel_IHW3)
+        feature_IQE: Any = vision.apply({"params": trainable["vision"]}, batch.pixel_IHW3)
         x_IQBE = feature_IQE.reshape(*feature_IQE.shape[:2], 2, -1)
-        x_IQBD = _unit(projector.apply({"params": trainable["projector"]}, x_IQBE))
+        x_IQBD: Any = _unit(projector.apply({"params": trainable["projector"]}, x_IQBE))
         phrase_ND = _read(model, trainable, batch.token_RT[:PHRASES, :PHRASE_TOKENS], batch.last_R)
         caption_CD = _read(model, trainable, batch.token_RT[PHRASES:], batch.last_R[PHRASES:])
         region_K = region_losses(x_IQBD[:, 1:], phrase_ND, batch.kind_R[:PHRASES], batch.phrase_IKP)

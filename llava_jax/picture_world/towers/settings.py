@@ -1,6 +1,7 @@
 """What configs/towers.py may say of a pre-training run."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,10 +48,10 @@ _KINDS: Mapping[str, type[Clip] | type[Llama]] = {"clip": Clip, "llama": Llama}
 def load(name: str) -> Clip | Llama:
     """The settings of 'configs/towers.py:clip' or 'configs/towers.py:llama'."""
     said: Any = configs.start_from(name)
-    kind = said.get("kind") if isinstance(said, Mapping) else None
+    kind: Any = said.get("kind") if isinstance(said, Mapping) else None
     if kind not in _KINDS:
         raise ValueError(f"got config {name}, expected configs/towers.py:clip or :llama")
-    wanted = {field.name: field.type for field in dataclasses.fields(_KINDS[kind])}
+    wanted = typing.get_type_hints(_KINDS[kind])
     if differ := sorted(said.keys() ^ wanted.keys()):
         raise ValueError(
             f"{name}: got fields unlike a tower's, expected {differ[0]} in both or none"
