@@ -223,10 +223,10 @@ def test_an_answer_counts_when_every_token_of_it_is_right(words):
     ]
 
     def knows_all_but_ends(params, batch):
-        return jnp.where(batch.target_RT == params, 0, batch.target_RT)
+        return jnp.where(batch.target_RT == params["end"], 0, batch.target_RT)
 
-    assert all(reading.exact(knows_all_but_ends, -1, asked))
-    assert not any(reading.exact(knows_all_but_ends, words.eos_id, asked))
+    assert all(reading.exact(knows_all_but_ends, {"end": -1}, asked))
+    assert not any(reading.exact(knows_all_but_ends, {"end": words.eos_id}, asked))
 
 
 # --- the folders ---
