@@ -12,12 +12,11 @@ Frozen weights are not in it: they are the base's, named by fingerprint. Checkpo
 the background and appear when they are complete.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,18 +167,19 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises if the checkpoint in the background could not be written."""
+        self._or_said(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Until all is written; raises what `check` does."""
+        self._or_said(self._manager.wait_until_finished)
+
+    def _or_said(self, ask: Callable[[], None]) -> None:
         try:
-            self._manager.check_for_errors()
+            ask()  # Orbax tells of an error once
         except Exception as error:
             raise OSError(
                 f"{self._folder}: the checkpoint of step {self._last} was not written: {error}"
             ) from error
-
-    def wait(self) -> None:
-        """Until all is written; raises what `check` does."""
-        with contextlib.suppress(Exception):  # told by check, which knows what failed
-            self._manager.wait_until_finished()
-        self.check()
 
     def save(self, step: int, state: State, meta: Meta) -> None:
         """Begins to write; the state may be changed at once."""
