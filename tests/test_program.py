@@ -143,7 +143,7 @@ def test_packed_or_a_conversation_a_row(file, whole):
 def test_the_mean_of_groups_means(file, batches, devices):
     """loss_groups: each so many rows count alike, however much they have to learn from."""
     run = Run(file, devices, batch__loss_groups="4")
-    alone = Run(file, 1)
+    alone = Run(file, 1, compute__gather="gspmd")  # its model is called outside of a program
     params = optim.join(alone.state.trainable, alone.frozen)
     loss_RT = np.asarray(jax.jit(alone.program.model.token_losses)(params, batches[0]), np.float64)
     weight_RT = batches[0].loss_weight_RT
