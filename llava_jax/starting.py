@@ -3,12 +3,12 @@ factors, read at the layer the config says. And what to fetch where something is
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from llava_jax import api, files, model_folder
+from llava_jax import api, files, model_folder, optim
 from llava_jax.config import Config, Data, HeldOut, Model
 from llava_jax.model_folder import About, Base, StoredModel
 from llava_jax.models.lora import LoraConfig
@@ -105,7 +105,8 @@ def open_start(config: Config, workdir: epath.Path) -> Start:
     stored = model_folder.read(folder)
     notes = [*stored.notes]
     if settings.projector:
-        stored = _with_projector(stored, files.path(settings.projector), folder)
+        trains = config.optim.trains
+        stored = _with_projector(stored, files.path(settings.projector), folder, trains)
         notes.append(f"projector of {settings.projector}")
     if settings.lora.rank:
         lora = LoraConfig(**dataclasses.asdict(settings.lora))
@@ -115,14 +116,24 @@ def open_start(config: Config, workdir: epath.Path) -> Start:
     return Start(about, stored.leaves, model_folder.base_for(workdir, folder), tuple(notes))
 
 
-def _with_projector(stored: StoredModel, place: epath.Path, start: epath.Path) -> StoredModel:
+def _with_projector(
+    stored: StoredModel, place: epath.Path, start: epath.Path, trains: Sequence[str]
+) -> StoredModel:
     """With the projector that another run made over the same start, and what learned with it."""
     other = api.open_stored(place, [start])
     mine, theirs = stored.about.config, other.about.config
     taken = [path for path in other.leaves if path.startswith("projector/")]
     # v1's rows for a picture's ends learn in stage 1, with the projector.
+    rows = "language/embed/added"
     if mine.language.added_vocab and mine.language.added_vocab == theirs.language.added_vocab:
-        taken.append("language/embed/added")
+        if optim.trains(rows, trains):
+            taken.append(rows)
+        elif rows in other.own:
+            # Neither the base's nor this run's, they would be in no checkpoint.
+            raise ValueError(
+                f"{place} brings rows for <im_start> and <im_end> with its projector; expected "
+                f"{rows!r} among config.optim.trains, got {list(trains)}"
+            )
     kept = {path: leaf for path, leaf in stored.leaves.items() if not path.startswith("projector/")}
     architecture = dataclasses.replace(mine, projector=theirs.projector)
     return dataclasses.replace(

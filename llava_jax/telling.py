@@ -102,6 +102,7 @@ class Telling:
         self._log: metrics.Log | None = None
         self._bar: Any = None
         self._opened = contextlib.ExitStack()
+        self._profile = self._opened.enter_context(contextlib.ExitStack())
 
     def __enter__(self) -> "Telling":
         log = self._config.log
@@ -292,9 +293,10 @@ class Telling:
         log = self._config.log
         if log.profile_at and number == log.profile_at:
             jax.profiler.start_trace(str(self._workdir / "profile"))
+            self._profile.callback(jax.profiler.stop_trace)
         if log.profile_at and number == log.profile_at + log.profile_steps:
             self.catch_up()
-            jax.profiler.stop_trace()
+            self._profile.close()
 
 
 def memory_of(step: Any) -> str:
