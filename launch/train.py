@@ -71,7 +71,7 @@ def main() -> int:
         folder = files.path(config.compute.cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
     with processes.connected():
-        workdir = files.path(options.workdir or default_workdir(config))
+        workdir = files.absolute(options.workdir or default_workdir(config))
         return train(config, workdir, allow_changes=options.allow_changes)
 
 

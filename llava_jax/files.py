@@ -29,6 +29,12 @@ def path(name: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(name).expanduser()
 
 
+def absolute(name: str | os.PathLike[str]) -> epath.Path:
+    """The same as seen from anywhere, for libraries that insist on it."""
+    place = path(name)
+    return place if _is_remote(place) else epath.Path(os.path.abspath(place))
+
+
 @contextlib.contextmanager
 def new_file(dst: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write; it appears at `dst` when the block ends without an error."""

@@ -203,7 +203,15 @@ def _checkpointer(handler: _Handler) -> ocp.Checkpointer:
         (_Leaf, handler),
         (jax.Array, type_handlers.ArrayHandler()),  # none is stored; without it Orbax warns
     )
+    # A folder is one process' work, whatever the others do; Orbax would wait for them.
+    mine = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=f"alone-{mine}"
+    )
     # Weights are noise to a compressor: it would take longer than the disk and save nothing.
     return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+        ocp.PyTreeCheckpointHandler(
+            use_compression=False, type_handler_registry=registry, multiprocessing_options=alone
+        ),
+        multiprocessing_options=alone,
     )

@@ -361,7 +361,7 @@ def test_a_default_workdir_is_made_and_told(folder, run_verb, monkeypatch):
 def test_the_first_batch_must_keep_the_contract(folder, trained, monkeypatch):
     def broken(*arguments, **named):
         for read in pipeline.read_ahead(*arguments, **named):
-            read.batch.target_RT[:, 3] = 10**6
+            read.batch.token_RT[:, 3] = 10**6
             yield read
 
     monkeypatch.setattr(train, "read_ahead", broken)
