@@ -351,7 +351,7 @@ def test_a_default_workdir_is_made_and_told(folder, run_verb, monkeypatch):
     assert ended.code == 0, ended.err
     (workdir,) = (folder / "runs").iterdir()
     assert re.fullmatch(r"small-\d{4}-\d\d-\d\d-\d{6}", workdir.name)
-    assert f"--workdir runs/{workdir.name}\n" in ended.out
+    assert f"--workdir {workdir}\n" in ended.out
     assert (workdir / "model" / "llava.json").exists()
 
 
