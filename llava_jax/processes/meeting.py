@@ -79,6 +79,7 @@ def connected(environ: Mapping[str, str] = os.environ, *, timeout_s: float = 300
         if is_first():
             client().key_value_set(_ENDED, "")
         watch.join()
+        jax.distributed.shutdown()  # waits for all; who goes on alone would see the service die
     except BaseException as error:
         _leave(group, error, watch)
         raise
