@@ -32,13 +32,14 @@ LCS = c.Source(
 WORLD = c.Source(
     "data/picture_world/llava_pretrain.json",
     images=("data/picture_world",),
+    take="fraction:0.2",  # a caption a picture
     builder="llava_pretrain",
-    how="python -m llava_jax.picture_world --out data/picture_world",
+    how="python -m llava_jax.picture_world --out data/picture_world --scenes 8000",
 )
 WORLD_DEV = c.Source(
     "data/picture_world/llava_pretrain_dev.json",
     images=("data/picture_world",),
-    take="random:256",
+    take="fraction:0.05",
     how=WORLD.how,
 )
 
@@ -131,11 +132,11 @@ def tiny(config):
     config.data.tokenizer = config.model.start = "models/start-tiny"
     config.model.how = TINY_START
     config.data.update(template="plain", image_mode="pad", image_size=48, patch_size=8)
-    config.data.conversation_tokens = config.batch.tokens = 512
-    config.batch.conversations, config.batch.images = 64, 8
+    config.data.conversation_tokens = config.batch.tokens = 256
+    config.batch.conversations, config.batch.images = 32, 6
     config.optim.trains = c.STAGE_1
-    config.optim.lr = 2e-3
+    config.optim.lr = 3e-3
     config.model.frozen_dtype = config.compute.dtype = "float32"
     config.compute.update(scan=False, remat="none")
-    config.checkpoints.every = config.held_out.every = 100
+    config.checkpoints.every = config.held_out.every = 250
     return config

@@ -49,7 +49,7 @@ images2.zip""",
 WORLD = c.Source(
     "data/picture_world/llava_instruct.json",
     images=("data/picture_world",),
-    how="python -m llava_jax.picture_world --out data/picture_world",
+    how="python -m llava_jax.picture_world --out data/picture_world --scenes 8000",
 )
 
 # v1: image tokens between start and end, where the file has them; 224 pixels, cropped.
@@ -109,6 +109,7 @@ def full(config, variant, name, source, rendering, epochs, conversations, clip, 
 def tiny(config):
     config.data.sources = c.sources(picture_world=WORLD)
     config.data.template = "v1"
-    config.batch.conversations = 32
+    config.data.conversation_tokens = config.batch.tokens = 320
+    config.batch.conversations, config.batch.images = 16, 4
     config.optim.lr = 1.5e-3
     return config

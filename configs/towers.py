@@ -3,8 +3,8 @@
 python -m llava_jax.picture_world.towers --config configs/towers.py:clip --out towers
 
 Variants: clip (the vision tower, contrastive, with phrases about regions) and llama (the language
-model, on text alone). llava_jax/picture_world/towers holds what was trained so: clip
-with these settings, llama with half of these steps (see its training.json).
+model, on text alone). llava_jax/picture_world/towers holds what was trained so, with the figures in
+training.json.
 """
 
 from llava_jax import config as c
@@ -36,8 +36,8 @@ VARIANTS = {
         "steps": 2400,
         "batch": 8,
         "tokens": 256,
-        "lr": 3e-3,
-        "noise": 0.2,
+        "lr": 2e-3,
+        "noise": 0.3,
     },
 }
 

@@ -1,9 +1,9 @@
 """What the small language model reads: chats about scenes that are told in words, no picture.
 
-Most are LLaVA's own conversations with a scene's notes (notes.py) where the picture would stand:
-questions of every category in many turns, captions, descriptions, reasoning. Others tell the scene
-in sentences, in an order of their own, in front of the first question. Every word is
-learned, answers most.
+Most are conversations with a scene's notes (notes.py) where the picture would stand: questions of
+every category of which none answers another, captions, descriptions, reasoning. Others tell the
+scene in sentences, in an order of their own, in front of the first question. Every word is learned,
+answers most.
 
 Dims: R rows, T tokens of a row.
 """
@@ -18,28 +18,43 @@ import numpy as np
 from llava_jax import conversation, tokenizer
 from llava_jax.batch import PADDING, TEXT, Batch
 from llava_jax.conversation import Turn
-from llava_jax.picture_world import annotations, dialogues, questions
+from llava_jax.picture_world import annotations, dialogues, questions, scenes
 from llava_jax.picture_world.questions import Question
 from llava_jax.picture_world.scenes import Scene, generator, scene
-from llava_jax.picture_world.towers.notes import SIDE, notes
+from llava_jax.picture_world.towers.notes import SIDE, WORDS, Note, notes
 from llava_jax.tokenizer import Tokenizer
 
 PLACES = SIDE * SIDE
-_ROUNDS = 11
-# Of the lessons: long conversations, captions, descriptions, reasoning; the rest is in sentences.
-_SHARES = (0.58, 0.10, 0.05, 0.09)
-_WITH_BLANKS = 0.3
-# Weight of the tokens that are no answers. As in any language model's pre-training they count:
-# saying a note the second time is what teaches to look a thing up in what was read.
-_OTHERS = 0.5
+_ROUNDS = 6
+# Of the lessons: conversations, captions, descriptions, reasoning; the rest is in sentences.
+_SHARES = (0.72, 0.06, 0.04, 0.08)
+_WITH_BLANKS = 0.5
+# Weight of the tokens that are no answers: as in any language model's pre-training they count.
+_OTHERS = 0.2
+
+
+_ATTRIBUTES = {*scenes.COLOURS, *scenes.SHAPES, *scenes.CELLS, *scenes.SIGN_TEXTS}
 
 
 class Lesson(NamedTuple):
-    """token_T, which of them are learned, and which are notes: word 0, 1, … of them, or TEXT."""
+    """token_T, which of them are learned, and which are notes: note 0, 1, …, or TEXT.
+
+    A note's words are in token_T and more_T, two in each: see `paired`.
+    """
 
     token_T: np.ndarray
     mask_T: np.ndarray
     note_T: np.ndarray
+    more_T: np.ndarray
+
+
+def paired(first, second, num_ids: int):
+    """Two ids as one number: an id alone is itself, as 0 stands for none."""
+    return first + num_ids * second
+
+
+def apart(pair, num_ids: int):
+    return pair % num_ids, pair // num_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +84,9 @@ class Reader:
         told = notes(one, random.Random(asked.text))
         return self.chat(_human_and_gpt([(asked.text, asked.answer)]), told)
 
-    def chat(self, turns: Sequence[Turn], told: Sequence[str] = (), template: str = "v1") -> Lesson:
+    def chat(
+        self, turns: Sequence[Turn], told: Sequence[Note] = (), template: str = "v1"
+    ) -> Lesson:
         """Turns as ids; the first begins with the notes, if there are any."""
         if told:
             first = conversation.human(turns[0].texts[0], images=1)
@@ -83,16 +100,21 @@ class Reader:
             too_long="cut_turns",
         )
         token_T, mask_T, note_T = tokenizer.expand(fitted.ids, fitted.mask, PLACES)
+        more_T = np.zeros_like(token_T)
         if told:
-            token_T[note_T != TEXT] = [self._id(note) for note in told]
-        return Lesson(token_T, mask_T, note_T)
+            id_PW = np.array([self._ids(note) for note in told])
+            num_ids = self.tokenizer.num_ids
+            token_T[note_T != TEXT] = paired(id_PW[:, 0], id_PW[:, 1], num_ids)
+            more_T[note_T != TEXT] = paired(id_PW[:, 2], id_PW[:, 3], num_ids)
+        return Lesson(token_T, mask_T, note_T, more_T)
 
-    def _notes(self, one: Scene, rng: random.Random) -> list[str]:
+    def _notes(self, one: Scene, rng: random.Random) -> list[Note]:
         return notes(one, rng, blanks=rng.random() < _WITH_BLANKS)
 
-    def _id(self, note: str) -> int:
-        [found] = self.tokenizer.encode(note)
-        return found
+    def _ids(self, note: Note) -> list[int]:
+        ids = [id for word in note for id in self.tokenizer.encode(word)]
+        assert len(ids) == len(note), note  # each word is one id
+        return [*ids, *[0] * (WORDS - len(ids))]
 
 
 def batches(reader: Reader, *, seed: int, rows: int, first: int = 0) -> Iterator[Batch]:
@@ -138,11 +160,16 @@ def put(
     """Writes a lesson into a row. others: the weight of what is no answer."""
     stop = start + len(lesson.token_T)
     batch.token_RT[row, start:stop] = lesson.token_T
-    batch.target_RT[row, start : stop - 1] = lesson.token_T[1:]
+    batch.target_RT[row, start : stop - 1] = np.where(
+        lesson.note_T[1:] == TEXT, lesson.token_T[1:], 0
+    )
     batch.segment_RT[row, start:stop] = segment
     batch.position_RT[row, start:stop] = np.arange(stop - start)
-    batch.loss_weight_RT[row, start : stop - 1] = np.where(lesson.mask_T[1:], 1.0, others)
+    is_text_T = lesson.note_T[1:] == TEXT
+    weight_T = np.where(lesson.mask_T[1:], 1.0, others * is_text_T)
+    batch.loss_weight_RT[row, start : stop - 1] = weight_T
     batch.image_index_RT[row, start:stop] = lesson.note_T
+    batch.source_RT[row, start:stop] = lesson.more_T
 
 
 Round = tuple[str, str]
@@ -162,12 +189,31 @@ def _turns(entry: dict) -> list[Turn]:
 
 
 def _rounds(one: Scene, rng: random.Random) -> list[Round]:
-    """Many: each category that the scene allows, some twice, and objects to describe."""
-    asked = [*questions.closed(one, rng), *questions.closed(one, rng)]
-    rounds = [(question.text, question.answer) for question in asked]
-    rounds += [questions.describe(thing, rng) for thing in one.things]
-    rng.shuffle(rounds)
-    return list(dict.fromkeys(rounds))[:_ROUNDS]
+    """Questions of any category and objects to describe, none of which another one answers: what
+    was said before would be copied, and the notes not read."""
+    asked = questions.closed(one, rng)
+    found = [(question.text, question.answer) for question in asked]
+    found += [questions.describe(thing, rng) for thing in one.things]
+    rng.shuffle(found)
+    kept: list[Round] = []
+    for question, answer in found:
+        if not any(_tells(before, question, answer) for before in kept):
+            kept.append((question, answer))
+    return kept[:_ROUNDS]
+
+
+def _tells(before: Round, question: str, answer: str) -> bool:
+    """Whether what was said has something of the answer together with what is asked about."""
+    said = _attributes(" ".join(before))
+    asked, answered = _attributes(question), _attributes(answer)
+    if answered:
+        return bool(said & answered) and (not asked or bool(said & asked))
+    return len(said & asked) > 1
+
+
+def _attributes(text: str) -> set[str]:
+    words = text.replace(",", " ").replace("?", " ").replace(".", " ").split()
+    return _ATTRIBUTES.intersection(words)
 
 
 def _in_sentences(one: Scene, rng: random.Random) -> list[Round]:

@@ -61,9 +61,16 @@ def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _embed(model: Llava, params: Params, batch: Batch):
+    """A note is the sum of its words, at the size of two."""
+    num_ids = model.config.language.num_ids
+    words = (*lessons.apart(batch.token_RT, num_ids), *lessons.apart(batch.source_RT, num_ids))
     rows, width = batch.token_RT.shape[0], model.config.language.hidden_size
     no_image = jnp.zeros((rows, 0, 1, width))
-    return model.embed(params, batch.token_RT, no_image, jnp.full_like(batch.token_RT, -1))
+    no_index_RT = jnp.full_like(batch.token_RT, -1)
+    embedded = [model.embed(params, word_RT, no_image, no_index_RT) for word_RT in words]
+    is_word = [(word_RT > 0)[..., None] for word_RT in words]
+    total_RTD = sum(jnp.where(is_one, x, 0.0) for is_one, x in zip(is_word, embedded, strict=True))
+    return jnp.where((batch.image_index_RT >= 0)[..., None], 0.5 * total_RTD, embedded[0])
 
 
 def exam(

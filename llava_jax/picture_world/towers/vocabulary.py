@@ -11,7 +11,7 @@ import sentencepiece
 from llava_jax.conversation import TEMPLATES
 from llava_jax.picture_world import annotations, dialogues
 from llava_jax.picture_world.scenes import comparison, generator, scene
-from llava_jax.picture_world.towers.notes import BLANK, notes
+from llava_jax.picture_world.towers.notes import notes
 
 IDS = 768
 _SCENES = 300
@@ -92,7 +92,6 @@ def _lines() -> Iterator[str]:
         ]
         for entry in entries:
             yield from (turn["value"].removeprefix("<image>\n") for turn in entry["conversations"])
-        yield " ".join(notes(one, split))
-    yield from [" ".join([BLANK] * 8)] * 40
+        yield " ".join(word for note in notes(one, split) for word in note)
     for _ in range(60):
         yield " ".join(rng.sample(_LETTERS, len(_LETTERS)))
