@@ -34,7 +34,7 @@ def file(tmp_path_factory) -> str:
 class Run:
     """A run of the small config with some of its fields changed, on the first devices."""
 
-    def __init__(self, file: str, devices: int, rows: int = ROWS, **changes: str):
+    def __init__(self, file: str, devices: int, rows: int = ROWS, **changes: Any):
         self.config = config.load(file, {name.replace("__", "."): v for name, v in changes.items()})
         layout = program.layout_of(self.config.compute, jax.devices()[:devices])
         start = starting.open_start(self.config, epath.Path(file).parent / "run")
@@ -79,7 +79,7 @@ def whole(file, batches) -> list[tuple[float, ...]]:
 
 
 # One thing after another is cut, some at once: each must leave the training as it is.
-CUTS: dict[str, tuple[int, dict[str, str]]] = {
+CUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "8 devices": (8, {}),
     "8 devices, gspmd": (8, {"compute__gather": "gspmd", "compute__remat": "all"}),
     "data 4, tensor 2": (8, {"compute__data": "4", "compute__fsdp": "1", "compute__tensor": "2"}),
@@ -184,7 +184,7 @@ def programs_of(architecture: Any, trains: tuple[str, ...]) -> Program:
 
 def test_the_compiled_step_has_no_gradient_of_what_is_frozen(file, batches):
     """No product of two matrices has the shape of a frozen one; of what trains, each has its."""
-    one = {"compute__remat": "none", "compute__scan": "False", "epochs": "4"}
+    one: Any = {"compute__remat": "none", "compute__scan": "False", "epochs": "4"}
     products = {
         stage: products_of(Run(file, 1, **one, optim__trains=trains), batches[0])
         for stage, trains in (("1", "projector/.*,"), ("2", "projector/.*,language/.*"))

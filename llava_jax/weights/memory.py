@@ -95,9 +95,7 @@ def loaded(
     return jax.tree.map(load, leaf_paths(like), like)
 
 
-def _tensors(
-    path: str, leaf: jax.ShapeDtypeStruct, stored: Mapping[str, Tensor]
-) -> list[Tensor]:
+def _tensors(path: str, leaf: jax.ShapeDtypeStruct, stored: Mapping[str, Tensor]) -> list[Tensor]:
     """What is stored of a leaf in memory: of each of its layers, if it is stacked."""
     layers = range(leaf.shape[0]) if "/layers/" in path else None
     return [stored[path]] if layers is None else [stored[stored_path(path, i)] for i in layers]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 import llava_jax
 from launch import train
@@ -43,7 +44,7 @@ def own_programs():
     """The cache of programs is this file's, and only while it runs."""
     yield
     jax.config.update("jax_compilation_cache_dir", None)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
