@@ -52,6 +52,13 @@ WORLD = c.Source(
     how="python -m llava_jax.picture_world --out data/picture_world --scenes 8000",
 )
 
+WORLD_DEV = c.Source(
+    "data/picture_world/llava_instruct_dev.json",
+    images=("data/picture_world",),
+    take="fraction:0.15",
+    how=WORLD.how,
+)
+
 # v1: image tokens between start and end, where the file has them; 224 pixels, cropped.
 V1 = {
     "template": "v0",
@@ -108,6 +115,7 @@ def full(config, variant, name, source, rendering, epochs, conversations, clip, 
 
 def tiny(config):
     config.data.sources = c.sources(picture_world=WORLD)
+    config.held_out.sources = c.sources(conversations=WORLD_DEV)
     config.data.template = "v1"
     config.data.conversation_tokens = config.batch.tokens = 320
     config.batch.conversations, config.batch.images = 16, 4

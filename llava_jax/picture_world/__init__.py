@@ -10,6 +10,7 @@
     llava_pretrain_{split}.json             the same of dev, test, unseen_pairs, for their loss
     llava_instruct.json                     stage 2, from train: ids end in -conversation, -detail
                                             or -reasoning
+    llava_instruct_{split}.json             the same of dev, test, unseen_pairs, for their loss
     llava_compare.json                      two pictures (-comparison), or three (-summary)
     closed_{split}.jsonl                    of dev, test, unseen_pairs: question_id, image, text,
                                             answer, category, two_way

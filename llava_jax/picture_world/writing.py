@@ -98,9 +98,8 @@ class _World:
         )
         images = [f"{split}/{name}" for name in names]
         self._pretrain(split, images, captions)
-        if split == "train":
-            self._instruct(images, scenes)
-        else:
+        self._instruct(split, images, scenes)
+        if split != "train":
             self._closed(split, images, scenes)
 
     def write_pairs(self, split: str) -> None:
@@ -143,21 +142,22 @@ class _World:
                 dialogues.caption(f"{split}-{index + 1:06}-{number}", image, text, rng)
                 for number, text in enumerate(captions[index], 1)
             ]
-        name = "llava_pretrain.json" if split == "train" else f"llava_pretrain_{split}.json"
+        name = _of_split("llava_pretrain", split)
         self._json(name, entries, len(entries), "captions as conversations")
 
-    def _instruct(self, images: Sequence[str], scenes: Sequence[Scene]) -> None:
+    def _instruct(self, split: str, images: Sequence[str], scenes: Sequence[Scene]) -> None:
         entries = []
         for index, (image, one) in enumerate(zip(images, scenes, strict=True)):
-            rng = self._generator("train", index, "instruct")
-            name = f"train-{index + 1:06}"
+            rng = self._generator(split, index, "instruct")
+            name = f"{split}-{index + 1:06}"
             entries.append(dialogues.conversation(f"{name}-conversation", image, one, rng))
             # Two conversations to one of each other type.
             if index % 2:
                 entries.append(dialogues.reasoning(f"{name}-reasoning", image, one, rng))
             else:
                 entries.append(dialogues.detail(f"{name}-detail", image, one, rng))
-        self._json("llava_instruct.json", entries, len(entries), "conversations of three types")
+        name = _of_split("llava_instruct", split)
+        self._json(name, entries, len(entries), "conversations of three types")
 
     def _compare(self, images: Sequence[Sequence[str]], pairs: Sequence[Comparison]) -> None:
         entries = [
@@ -207,6 +207,11 @@ class _World:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         files.write_text(self._out / name, "".join(lines))
         self.written.append(Written(name, len(lines), what))
+
+
+def _of_split(name: str, split: str) -> str:
+    """What is learned from has the plain name."""
+    return f"{name}.json" if split == "train" else f"{name}_{split}.json"
 
 
 def _file_name(number: int) -> str:

@@ -13,7 +13,9 @@ from tests.picture_world import oracle
 from tests.picture_world.oracle import CELL, NAME, NUMBERS, Reading
 
 TRAIN = ("llava_pretrain.json", "llava_instruct.json", "llava_compare.json")
-HELD_OUT = tuple(f"llava_pretrain_{split}.json" for split in ("dev", "test", "unseen_pairs"))
+SPLITS = ("dev", "test", "unseen_pairs")
+HELD_OUT = tuple(f"llava_pretrain_{split}.json" for split in SPLITS)
+HELD_OUT_CHATS = tuple(f"llava_instruct_{split}.json" for split in SPLITS)
 
 
 def images_of(entry: dict) -> list[str]:
@@ -26,7 +28,7 @@ def rounds_of(entry: dict) -> list[tuple[str, str]]:
     return list(zip(questions, values[1::2], strict=True))
 
 
-@pytest.mark.parametrize("name", [*TRAIN, *HELD_OUT])
+@pytest.mark.parametrize("name", [*TRAIN, *HELD_OUT, *HELD_OUT_CHATS])
 def test_every_conversation_parses_and_renders(world, name):
     entries = world.json(name)
     assert len({entry["id"] for entry in entries}) == len(entries)
