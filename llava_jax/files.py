@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any
@@ -114,9 +115,20 @@ def fresh_folder(dst: str | os.PathLike[str], *, last: str | None = None) -> Ite
                 # Takes the place of an empty folder, and fails if someone filled it meanwhile.
                 os.rename(temporary, dst)
         except BaseException:
-            with _cleaning_up():
-                temporary.rmtree(missing_ok=True)
+            _remove(temporary)
             raise
+
+
+def _remove(folder: epath.Path) -> None:
+    """A library's thread may still write into it: what appears while it goes is removed as well."""
+    for wait in (0.05, 0.2, 0.5, None):
+        with _cleaning_up():
+            folder.rmtree(missing_ok=True)
+        if wait is None or _is_remote(folder):
+            return
+        time.sleep(wait)
+        if not folder.exists():
+            return
 
 
 def _move_objects(client: Any, source: str, dst: str, last: str | None) -> None:
