@@ -18,6 +18,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -158,12 +159,18 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
-            self._manager.close()
-        except Exception:
-            if kind is None:  # else what ended the run is what should be told
+            self._or_said(self._manager.close)
+        except OSError as unsaved:
+            if error is None:
                 raise
+            error.add_note(str(unsaved))  # what ended the run is told first, and this with it
 
     def check(self) -> None:
         """Raises if the checkpoint in the background could not be written."""

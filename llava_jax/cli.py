@@ -83,9 +83,10 @@ def _raised_by_us(error: BaseException) -> bool:
 
 
 def _message(error: ValueError | OSError) -> str:
+    said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror.lower()}: {error.filename}"
-    return str(error) or type(error).__name__
+        said = f"{error.strerror.lower()}: {error.filename}"
+    return "\n".join([said, *getattr(error, "__notes__", [])])
 
 
 def parser(doc: str | None, example: str) -> argparse.ArgumentParser:

@@ -30,7 +30,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 
 from llava_jax import files
@@ -390,15 +389,3 @@ class Clock:
     def restart(self) -> None:
         """What was done since the last lap (a held-out loss, a save) is of no step."""
         self._start, self._waited = self._clock(), 0.0
-
-
-def device_memory() -> dict[str, int]:
-    """Of this process' fullest device, in bytes: memory_bytes now, memory_peak_bytes so far,
-    memory_limit_bytes. Empty where devices do not tell, as CPUs."""
-    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    if not told:
-        return {}
-    fullest = max(told, key=lambda stats: stats["bytes_in_use"])
-    ours = ("memory_bytes", "memory_peak_bytes", "memory_limit_bytes")
-    theirs = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
-    return {a: int(fullest[b]) for a, b in zip(ours, theirs, strict=True) if b in fullest}

@@ -95,7 +95,6 @@ class Telling:
         self._peak = None if peak is None else peak * len(devices)
         self._in_a_row = 0
         self._waiting: _Waiting | None = None
-        self._note = ""
         many = processes.count() > 1
         name = f"skipped-{processes.index()}.jsonl" if many else "skipped.jsonl"
         self._dropped = Skipped(workdir / name)
@@ -153,8 +152,7 @@ class Telling:
         self._dropped.add(segment for row in done.read.segments for segment in row)
         if processes.count() == 1:
             self._dropped.check(self._dataset)
-        self._note = f"loss {float(result.loss):.4f}"
-        self._bar.advance(1, self._note)
+        self._bar.advance(1, f"loss {float(result.loss):.4f}")
         if self._log:
             self._log.step(done.number, self._values(done.number, result, times))
 
@@ -186,7 +184,7 @@ class Telling:
             pairs = flops.pairs_of(length_N.tolist())
             done = self._costs.step(tokens=real, pairs=pairs, images=images)
             values["mfu"] = done / seconds / self._peak
-        return values | metrics.device_memory()
+        return values | device_memory()
 
     def _count_skipped(self, done: _Waiting, skipped: bool) -> None:
         self._in_a_row = self._in_a_row + 1 if skipped else 0
@@ -220,11 +218,11 @@ class Telling:
         if self._log:
             self._log.event(number - 1, "saved")
         self._report()
-        self.clock.restart()
 
     def stopped(self, number: int) -> None:
         if self._log:
             self._log.event(max(0, number - 1), "stopped")
+        self._report()
 
     def held_out(self, number: int, losses: Mapping[str, float], answers: Sequence[str]) -> None:
         if self._log:
@@ -306,3 +304,15 @@ def memory_of(step: Any) -> str:
         return ""
     total = stats.argument_size_in_bytes + stats.temp_size_in_bytes
     return f", {total / 1e9:.2f} GB a device"
+
+
+def device_memory() -> dict[str, int]:
+    """Of this process' fullest device, in bytes: memory_bytes now, memory_peak_bytes so far,
+    memory_limit_bytes. Empty where devices do not tell, as CPUs."""
+    told = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    if not told:
+        return {}
+    fullest = max(told, key=lambda stats: stats["bytes_in_use"])
+    ours = ("memory_bytes", "memory_peak_bytes", "memory_limit_bytes")
+    theirs = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
+    return {a: int(fullest[b]) for a, b in zip(ours, theirs, strict=True) if b in fullest}

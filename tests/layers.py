@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 # A room imports rooms of its own layer and below. New in llava_jax/? Give it a layer here.
 LAYERS = {
-    1: "config conversation image batch llm_client picture_world files cli pages",
+    1: "config config_tree conversation image batch llm_client picture_world files cli pages",
     2: "tokenizer data datagen",
     3: "models",
     4: "weights model_folder sharding optim processes metrics flops",
@@ -30,7 +30,12 @@ NEVER_ROOMS = {
 
 # Layer 1 lists what it may import from outside; the others what they may not.
 LAYER_1_OUTSIDE = {"numpy", "PIL"}
-LAYER_1_EXTRA = {"config": "ml_collections", "llm_client": "openai", "files": "etils"}
+LAYER_1_EXTRA = {
+    "config": "ml_collections",
+    "config_tree": "ml_collections",
+    "llm_client": "openai",
+    "files": "etils",
+}
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER_OUTSIDE = {
     "tokenizer": DEVICE_LIBRARIES,

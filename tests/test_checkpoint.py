@@ -248,6 +248,26 @@ def test_a_save_that_fails_is_told_by_the_next_step(workdir, meta):
     assert sorted(os.listdir(workdir / "checkpoints")) == ["10", "5"]
 
 
+def test_what_ended_a_run_is_told_with_the_save_that_failed(workdir, meta, monkeypatch):
+    def fail():
+        raise RuntimeError("the disk went away")
+
+    ended = ValueError("not finite")
+    with (
+        pytest.raises(ValueError, match="not finite") as told,
+        Checkpoints(workdir, keep=5, keep_every=0) as saved,
+    ):
+        monkeypatch.setattr(saved._manager, "close", fail)
+        raise ended
+    (note,) = told.value.__notes__
+    assert "was not written: the disk went away" in note
+    with (
+        pytest.raises(OSError, match="was not written: the disk went away"),
+        Checkpoints(workdir, keep=5, keep_every=0) as saved,
+    ):
+        monkeypatch.setattr(saved._manager, "close", fail)
+
+
 # --- as a model ---
 
 

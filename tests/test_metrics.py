@@ -339,16 +339,3 @@ def test_laps_and_what_they_waited_for():
     clock.restart()
     work(1)
     assert clock.lap() == {"seconds_step": 1, "seconds_input": 0}
-
-
-def test_memory_is_the_fullest_devices(monkeypatch):
-    assert metrics.device_memory() == {}  # a CPU does not tell
-    told = [
-        {"bytes_in_use": 5, "peak_bytes_in_use": 8, "bytes_limit": 10, "largest_alloc_size": 1},
-        {"bytes_in_use": 6, "peak_bytes_in_use": 7, "bytes_limit": 10},
-        None,
-    ]
-    devices = [types.SimpleNamespace(memory_stats=lambda stats=stats: stats) for stats in told]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    expected = {"memory_bytes": 6, "memory_peak_bytes": 7, "memory_limit_bytes": 10}
-    assert metrics.device_memory() == expected

@@ -5,7 +5,6 @@ Dims: R rows of a step.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -48,23 +47,6 @@ class Schedule:
         """All examples of a step, row by row: of the whole step, whoever reads which part."""
         rows = [self.examples(step, place) for place in range(self.rows_per_step)]
         return np.concatenate(rows)
-
-
-class Counts(NamedTuple):
-    """What a step holds. tokens: without padding."""
-
-    conversations: int
-    tokens: int
-    images: int
-
-
-def counts(dataset: Dataset, schedule: Schedule, step: int) -> Counts:
-    example_N = schedule.step(step)
-    return Counts(
-        len(example_N),
-        int(dataset.tokens_N[example_N].sum()),
-        int(dataset.pictures_N[example_N].sum()),
-    )
 
 
 def schedule(

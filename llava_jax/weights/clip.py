@@ -81,3 +81,20 @@ def write_config(config: ClipConfig) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "projection_dim": 768,
     }
+
+
+def write_preprocessor(config: ClipConfig) -> dict[str, Any]:
+    """What CLIP's own processor does to a picture; a kind's name and more come with it."""
+    return {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": config.image_size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.image_mean),
+        "image_std": list(config.image_std),
+    }

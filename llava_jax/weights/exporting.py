@@ -202,24 +202,13 @@ def _hugging_face_config(
 def _processor(about: About) -> dict[str, Any]:
     """Both files of the old split, which every version reads."""
     vision = about.config.vision
-    side = vision.image_size
     return {
         "preprocessor_config.json": {
             # Its do_pad is what LLaVA-1.5 was trained with; CLIP's own processor has none.
             "image_processor_type": "LlavaImageProcessor",
             "processor_class": "LlavaProcessor",
             "do_pad": about.image_mode == "pad",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": side},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(vision.image_mean),
-            "image_std": list(vision.image_std),
+            **clip.write_preprocessor(vision),
         },
         "processor_config.json": {
             "processor_class": "LlavaProcessor",

@@ -35,7 +35,6 @@ def write_clip(folder: epath.Path, config: LlavaConfig, vision: Params) -> None:
     width = np.ones(every.hidden_size, np.float32)
     leaves["vision/post_norm/scale"] = in_memory(width, "post_norm")
     leaves["vision/post_norm/bias"] = in_memory(0 * width, "post_norm")
-    side = every.image_size
     texts = {
         "config.json": {
             "architectures": ["CLIPVisionModel"],
@@ -44,17 +43,7 @@ def write_clip(folder: epath.Path, config: LlavaConfig, vision: Params) -> None:
         },
         "preprocessor_config.json": {
             "image_processor_type": "CLIPImageProcessor",
-            "do_convert_rgb": True,
-            "do_resize": True,
-            "size": {"shortest_edge": side},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(every.image_mean),
-            "image_std": list(every.image_std),
+            **clip.write_preprocessor(every),
         },
     }
     _write(folder, clip.rows("vision_model.", every), leaves, texts)
