@@ -10,7 +10,7 @@ from llava_jax import optim
 from llava_jax.config import LORA
 from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.lora import LoraConfig
-from tests.conftest import import_peft
+from tests.conftest import import_peft, import_torch
 from tests.models import test_llava, torch_weights
 from tests.test_step import LR, Run, check_frozen, compare, one_device, overwrite, train_both
 
@@ -28,12 +28,18 @@ CASES = {
 
 
 def their_lora(model: Any, lora: LoraConfig) -> Any:
-    """PEFT around a transformers model, its projector trained in full."""
+    """PEFT around a transformers model, its projector trained in full.
+
+    Both factors are drawn: of a B of zeros the first gradients of A are rounding alone, which Adam
+    makes as large as any other.
+    """
+    import_torch().manual_seed(0)
     names = "|".join(f"{name}_proj" for name in lora.targets)
     config = import_peft().LoraConfig(
         r=lora.rank,
         lora_alpha=int(lora.alpha),
         lora_dropout=0.0,
+        init_lora_weights=False,
         target_modules=rf".*language_model.*\.(?:{names})",
     )
     wrapped = import_peft().get_peft_model(model, config)
