@@ -25,7 +25,7 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the other verbs
 
 from launch import convert, train
-from llava_jax import checkpoint, cli, demonstration, files
+from llava_jax import allocator, checkpoint, cli, demonstration, files
 from llava_jax import config as configs
 from llava_jax.demonstration import STAGES, Demonstration
 from llava_jax.pages import demo as pages
@@ -66,7 +66,9 @@ def main() -> int:
     parser.add_argument(
         "--workdir", default="demo", metavar="DIR", help="a new folder, or one to go on with (demo)"
     )
-    return demonstrate(parser.parse_args().workdir, Plan())
+    workdir = parser.parse_args().workdir
+    allocator.keep_memory()
+    return demonstrate(workdir, Plan())
 
 
 def demonstrate(workdir: str, plan: Plan) -> int:

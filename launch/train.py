@@ -22,6 +22,7 @@ import jax
 from etils import epath
 
 from llava_jax import (
+    allocator,
     batch,
     checkpoint,
     cli,
@@ -66,6 +67,7 @@ def main() -> int:
         "--allow_changes", action="store_true", help="go on in a workdir with other settings"
     )
     options, config = configs.parse_arguments(parser)
+    allocator.keep_memory()
     starting.check_present(config)
     if config.compute.cache:
         folder = files.path(config.compute.cache).expanduser()

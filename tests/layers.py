@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 # A room imports rooms of its own layer and below. New in llava_jax/? Give it a layer here.
 LAYERS = {
-    1: "config config_tree conversation image batch llm_client picture_world files cli pages",
+    1: "config config_tree conversation image batch llm_client picture_world files cli pages "
+    "allocator",
     2: "tokenizer data datagen",
     3: "models",
     4: "weights model_folder sharding optim processes metrics flops",

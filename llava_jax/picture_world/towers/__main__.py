@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from llava_jax import cli, files, tokenizer
+from llava_jax import allocator, cli, files, tokenizer
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.llava import LlavaConfig
@@ -34,6 +34,7 @@ _PROBED, _EXAMINED = 1000, 300  # scenes
 def main() -> None:
     args = _parse()
     told = settings.load(args.config)
+    allocator.keep_memory()
     out = files.path(args.out) / told.kind
     with files.fresh_folder(out) as folder:
         train = _train_clip if isinstance(told, Clip) else _train_llama
