@@ -33,10 +33,10 @@ VARIANTS = {
         "mlp_width": 256,
         "layers": 4,
         "heads": 4,
-        "steps": 2400,
+        "steps": 3000,
         "batch": 8,
         "tokens": 256,
-        "lr": 2e-3,
+        "lr": 3e-3,
         "noise": 0.3,
     },
 }

@@ -1,6 +1,9 @@
 """A training run in small, on disk: a config file, its data, and a model folder to start from."""
 
+import collections
+import contextlib
 import dataclasses
+import logging
 import re
 from pathlib import Path
 
@@ -115,3 +118,26 @@ def check_same(workdir: Path, other: Path) -> None:
         assert leaf.dtype == theirs[name].dtype
         assert leaf.tobytes() == theirs[name].tobytes(), name
     assert left(workdir) == left(other)
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts by name which programs are compiled, or taken from the cache of compiled ones."""
+    found, logger = collections.Counter(), logging.getLogger("jax._src.interpreters.pxla")
+
+    class Counting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("Compiling %s"):
+                found[record.args[0]] += 1  # pyright: ignore
+
+    handler = Counting()
+    logger.addHandler(handler)
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+        logger.removeHandler(handler)

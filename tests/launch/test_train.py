@@ -1,9 +1,6 @@
 """launch/train.py from a config to a model folder, in this process on eight devices."""
 
-import collections
-import contextlib
 import dataclasses
-import logging
 import os
 import re
 import resource
@@ -47,29 +44,6 @@ def own_programs():
     compilation_cache.reset_cache()
 
 
-@contextlib.contextmanager
-def compilations():
-    """Counts by name which programs are compiled, or taken from the cache of compiled ones."""
-    found, logger = collections.Counter(), logging.getLogger("jax._src.interpreters.pxla")
-
-    class Counting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.msg.startswith("Compiling %s"):
-                found[record.args[0]] += 1  # pyright: ignore
-
-    handler = Counting()
-    logger.addHandler(handler)
-    before = logger.level, logger.propagate
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
-        yield found
-    finally:
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        logger.removeHandler(handler)
-
-
 @pytest.fixture
 def trained(folder, run_verb):
     """trained(name, options…): a run in the workdir of that name."""
@@ -82,7 +56,7 @@ def trained(folder, run_verb):
 
 
 def test_a_run_from_config_to_model(folder, trained):
-    with compilations() as compiled:
+    with training.compilations() as compiled:
         ended = trained("whole")
     assert ended.code == 0, ended.err
     assert compiled["jit(step)"] == compiled["jit(measure)"] == 1, compiled

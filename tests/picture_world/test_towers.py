@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llava_jax import api, tokenizer
+from llava_jax.batch import TEXT
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.llava import LlavaConfig
@@ -213,6 +214,31 @@ def test_a_question_about_notes_ends_in_its_answer(words):
     assert words.decode(lesson.token_T[lesson.mask_T]).strip() == asked.answer
     assert (lesson.note_T >= 0).sum() == 36
     assert asked.text in words.decode(lesson.token_T[lesson.note_T < 0])
+
+
+def test_a_drill_asks_what_no_other_object_shares(words):
+    reader = lessons.Reader(words, 256)
+    asked = 0
+    for index in range(30):
+        one = scene(3, "train", index)
+        triples = lessons._triples(one, random.Random(index))
+        told_of = [(thing.colour, thing.shape, thing.cell, thing.size) for thing in one.shapes]
+        for what, of, answer in triples:
+            told = [words_of for words_of in told_of if of in words_of]
+            if answer == "nothing":
+                assert (what, told) == ("shape", []) and of in one.empty_cells
+                continue
+            (thing,) = told
+            where = ("colour", "shape", "where", "size").index(what)
+            assert thing[where] == answer != of
+            asked += 1
+        lesson = reader.drill(one, random.Random(index))
+        said = words.decode(lesson.token_T[lesson.mask_T]).split()
+        assert said == [answer for *_, answer in triples]
+        read = words.decode(lesson.token_T[lesson.note_T == TEXT]).split()
+        assert read == [word for triple in triples for word in triple]
+        np.testing.assert_array_equal(np.sort(lesson.note_T)[-36:], np.arange(36))
+    assert asked > 200
 
 
 def test_the_language_model_learns(words, capsys):

@@ -96,6 +96,8 @@ def _train_llama(told: Llama, folder: epath.Path) -> dict[str, Any]:
         num_layers=told.layers,
         num_heads=told.heads,
         num_kv_heads=told.heads,
+        # Words said as they are read: what notes hold is then said far sooner (docs/log.md).
+        tie_embeddings=True,
     )
     # A vision tower is part of every config; this one is neither drawn nor trained.
     vision = ClipConfig(8, 8, 1, 1, image_size=48, patch_size=8)
@@ -115,7 +117,12 @@ def _train_llama(told: Llama, folder: epath.Path) -> dict[str, Any]:
     others, two_way = reading.shares(scores)
     print(f"exact answers about notes: {others:.1%}, to two-way questions {two_way:.1%}")
     print("  ".join(f"{name} {score:.0%}" for name, score in scores.items()))
-    folders.write_llama(folder, config, params["language"], vocabulary.files())
+    # LLaMA has both tables, and what fine-tunes it may change them apart.
+    said = {"kernel": params["language"]["embed"]["table"].T}
+    config = dataclasses.replace(
+        config, language=dataclasses.replace(language, tie_embeddings=False)
+    )
+    folders.write_llama(folder, config, {**params["language"], "head": said}, vocabulary.files())
     return {"exact answers about notes of dev scenes": scores}
 
 

@@ -1,14 +1,18 @@
 """What the small language model reads: chats about scenes that are told in words, no picture.
 
 Most are conversations with a scene's notes (notes.py) where the picture would stand: questions of
-every category of which none answers another, captions, descriptions, reasoning. Others tell the
-scene in sentences, in an order of their own, in front of the first question. Every word is learned,
-answers most.
+every category of which none answers another, captions, descriptions, reasoning. Some tell the scene
+in sentences, in an order of their own, in front of the first question. A third are drills: notes,
+and triples out of them, "colour cross pink where cross top-left". There what an object is asked by
+stands right before what is asked of it; in a question there are words and a turn between the two,
+and a small model that reads questions alone goes for thousands of steps without finding that one
+has to do with the other (docs/log.md). Every word is learned, answers most.
 
 Dims: R rows, T tokens of a row.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -26,11 +30,14 @@ from llava_jax.tokenizer import Tokenizer
 
 PLACES = SIDE * SIDE
 _ROUNDS = 6
-# Of the lessons: conversations, captions, descriptions, reasoning; the rest is in sentences.
+_TRIPLES = 20
+_DRILLS = 0.35
+# Of the other lessons: conversations, captions, descriptions, reasoning; the rest is in sentences.
 _SHARES = (0.72, 0.06, 0.04, 0.08)
 _WITH_BLANKS = 0.5
 # Weight of the tokens that are no answers: as in any language model's pre-training they count.
 _OTHERS = 0.2
+_WAITING = 12  # lessons that are at hand to fill a row with
 
 
 _ATTRIBUTES = {*scenes.COLOURS, *scenes.SHAPES, *scenes.CELLS, *scenes.SIGN_TEXTS}
@@ -66,6 +73,8 @@ class Reader:
 
     def lesson(self, one: Scene, rng: random.Random) -> Lesson:
         """A lesson of a kind that is drawn."""
+        if rng.random() < _DRILLS:
+            return self.drill(one, rng)
         told = rng.random()
         limits = np.cumsum(_SHARES)
         if told < limits[0]:
@@ -84,6 +93,21 @@ class Reader:
         told = notes(one, random.Random(asked.text))
         return self.chat(_human_and_gpt([(asked.text, asked.answer)]), told)
 
+    def drill(self, one: Scene, rng: random.Random) -> Lesson:
+        """Notes, then triples out of them; the last word of each is its answer."""
+        asked = [
+            (id, is_answer)
+            for *question, answer in _triples(one, rng)
+            for text, is_answer in ((" ".join(question), False), (answer, True))
+            for id in self.tokenizer.encode(text)
+        ]
+        start = 1 + PLACES
+        token_T = np.array([self.tokenizer.bos_id, *[0] * PLACES, *(id for id, _ in asked)])
+        mask_T = np.array([False] * start + [is_answer for _, is_answer in asked])
+        note_T = np.full_like(token_T, TEXT)
+        note_T[1:start] = np.arange(PLACES)
+        return self._noted(token_T, mask_T, note_T, self._notes(one, rng))
+
     def chat(
         self, turns: Sequence[Turn], told: Sequence[Note] = (), template: str = "v1"
     ) -> Lesson:
@@ -99,7 +123,11 @@ class Reader:
             tokens_per_image=PLACES,
             too_long="cut_turns",
         )
-        token_T, mask_T, note_T = tokenizer.expand(fitted.ids, fitted.mask, PLACES)
+        return self._noted(*tokenizer.expand(fitted.ids, fitted.mask, PLACES), told)
+
+    def _noted(
+        self, token_T: np.ndarray, mask_T: np.ndarray, note_T: np.ndarray, told: Sequence[Note]
+    ) -> Lesson:
         more_T = np.zeros_like(token_T)
         if told:
             id_PW = np.array([self._ids(note) for note in told])
@@ -119,24 +147,27 @@ class Reader:
 
 def batches(reader: Reader, *, seed: int, rows: int, first: int = 0) -> Iterator[Batch]:
     """Rows of lessons about scenes of the train split, `first` and those after it, without end."""
-    number, left = first, None
+    waiting: list[Lesson] = []
+    numbers = itertools.count(first)
     while True:
         batch = empty(rows, reader.max_tokens)
-        ends, segments, full = [0] * rows, [0] * rows, 0
-        while full < 3:  # lessons in a row that fit nowhere
-            if left is None:
-                rng = generator(seed, "train", number, "lesson")
-                left = reader.lesson(scene(seed, "train", number), rng)
-                number += 1
-            size = len(left.token_T)
-            places = [row for row in range(rows) if ends[row] + size <= reader.max_tokens]
-            if not places:
-                break
-            row = places[0]
-            segments[row] += 1
-            put(batch, row, ends[row], segments[row], left, others=_OTHERS)
-            ends[row] += size
-            left = None
+        for row in range(rows):
+            end, segment = 0, 0
+            while True:
+                for number in itertools.islice(numbers, _WAITING - len(waiting)):
+                    rng = generator(seed, "train", number, "lesson")
+                    waiting.append(reader.lesson(scene(seed, "train", number), rng))
+                room = reader.max_tokens - end
+                fitting = [place for place, one in enumerate(waiting) if len(one.token_T) <= room]
+                if not fitting:
+                    break
+                # The one that has waited longest, then what leaves the least room.
+                place = fitting[0]
+                if end:
+                    place = max(fitting, key=lambda at: len(waiting[at].token_T))
+                lesson, segment = waiting.pop(place), segment + 1
+                put(batch, row, end, segment, lesson, others=_OTHERS)
+                end += len(lesson.token_T)
         yield batch
 
 
@@ -170,6 +201,21 @@ def put(
     batch.loss_weight_RT[row, start : stop - 1] = weight_T
     batch.image_index_RT[row, start:stop] = lesson.note_T
     batch.source_RT[row, start:stop] = lesson.more_T
+
+
+def _triples(one: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
+    """(what is asked, of what, answer), in any order, of what no other object shares."""
+    found = [("shape", cell, "nothing") for cell in one.empty_cells]
+    told = [
+        {"colour": thing.colour, "shape": thing.shape, "where": thing.cell, "size": thing.size}
+        for thing in one.shapes
+    ]
+    for words in told:
+        for by in ("colour", "shape", "where"):
+            if sum(other[by] == words[by] for other in told) == 1:
+                found += [(what, words[by], answer) for what, answer in words.items() if what != by]
+    rng.shuffle(found)
+    return found[:_TRIPLES]
 
 
 Round = tuple[str, str]
