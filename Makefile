@@ -35,7 +35,7 @@ demo: $(VENV)/.installed-demo  ## from an empty machine to demo.html
 test: $(VENV)/.installed  ## every quick test that does not need the TPU compiler
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-slow: $(VENV)/.installed  ## what takes minutes: runs killed at random moments
+test-slow: $(VENV)/.installed  ## what takes minutes: runs killed at random moments, other devices
 	$(BIN)/python -m pytest -m slow -n 0 --durations=0
 
 test-tpu-compile: $(VENV)/.installed-tpu  ## compile for real TPU topologies (no TPU needed)

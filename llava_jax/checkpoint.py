@@ -370,6 +370,7 @@ def read_model(
         under.tokenizer,
         digests=digests,
         own=frozenset(trained),
+        base=meta.base,
         notes=(f"step {folder.name} of {workdir}: {len(trained)} tensors trained",),
     )
 

@@ -1,6 +1,7 @@
 """Checkpoints: saved and restored to the bit, checked by their bits, and read as a model."""
 
 import dataclasses
+import functools
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -27,6 +29,7 @@ ADAMW = optim.AdamW()
 DATA = {"seed": 42, "packed": True}
 
 
+@functools.cache
 def state_of(seed: int, mesh: MeshShape = MeshShape(fsdp=(8,))) -> State:  # noqa: B008
     """What trains in stage 2, drawn, with moments that are not zero."""
     devices = jax.devices()[: int(np.prod(mesh.sizes))]
@@ -248,24 +251,26 @@ def test_a_save_that_fails_is_told_by_the_next_step(workdir, meta):
     assert sorted(os.listdir(workdir / "checkpoints")) == ["10", "5"]
 
 
-def test_what_ended_a_run_is_told_with_the_save_that_failed(workdir, meta, monkeypatch):
-    def fail():
+def test_what_ended_a_run_is_told_with_the_save_that_failed(workdir, monkeypatch):
+    close = ocp.CheckpointManager.close
+
+    def fail(manager):
+        close(manager)
         raise RuntimeError("the disk went away")
 
-    ended = ValueError("not finite")
+    monkeypatch.setattr(ocp.CheckpointManager, "close", fail)
     with (
         pytest.raises(ValueError, match="not finite") as told,
-        Checkpoints(workdir, keep=5, keep_every=0) as saved,
+        Checkpoints(workdir, keep=5, keep_every=0),
     ):
-        monkeypatch.setattr(saved._manager, "close", fail)
-        raise ended
+        raise ValueError("not finite")
     (note,) = told.value.__notes__
     assert "was not written: the disk went away" in note
     with (
         pytest.raises(OSError, match="was not written: the disk went away"),
-        Checkpoints(workdir, keep=5, keep_every=0) as saved,
+        Checkpoints(workdir, keep=5, keep_every=0),
     ):
-        monkeypatch.setattr(saved._manager, "close", fail)
+        pass
 
 
 # --- as a model ---
@@ -290,8 +295,9 @@ def test_it_becomes_a_model_folder(workdir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params["language"], expected["language"])
 
 
-def test_the_public_doors_take_a_workdir(workdir, tmp_path):
+def test_the_public_doors_take_a_workdir(workdir, meta, tmp_path):
     stored = api.open_stored(workdir)
+    assert stored.base == meta.base
     assert stored.notes[0].startswith("step 10 of")
     exporting.export(stored, epath.Path(tmp_path / "original"), "original")
     again = api.open_stored(epath.Path(tmp_path / "original"))

@@ -63,8 +63,8 @@ def schedule(
         if rows % multiple:
             fits = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
             raise ValueError(
-                f"this run has {rows} rows a step, got {multiple} devices that they are cut over, "
-                f"expected one of {fits}"
+                f"this run has {rows} rows a step, got {multiple} parts that they are cut into "
+                f"(devices × config.compute.parts), expected one of {fits}"
             )
         return Schedule(plans, rows)
     wanted = dataset.config.batch.conversations
@@ -72,8 +72,8 @@ def schedule(
         wanted *= len(plans[0]) / len(dataset)
     elif wanted % multiple:
         raise ValueError(
-            f"got config.batch.conversations = {wanted}, one a row, for {multiple} devices that "
-            "rows are split over, expected a multiple of them"
+            f"got config.batch.conversations = {wanted}, one a row, for {multiple} parts that rows "
+            "are cut into (devices × config.compute.parts), expected a multiple of them"
         )
     # Of a data set smaller than a step, empty rows alone would be added.
     most = -(-len(plans[0]) // multiple)

@@ -166,7 +166,7 @@ WRONG = {
     "no such choice": (["--config.compute.gather=all"], r"compute.gather = 'all', expected one of"),
     "rows that do not divide": (
         ["--config.batch.pack=False", "--config.batch.conversations=6"],
-        r"got config.batch.conversations = 6, one a row, for 8 devices",
+        r"got config.batch.conversations = 6, one a row, for 8 parts that rows",
     ),
     "groups that do not divide": (
         ["--config.batch.loss_groups=3"],
@@ -315,8 +315,9 @@ def test_a_damaged_checkpoint_is_passed_over(folder, finished, trained):
     assert "step 6 is damaged (" in ended.out
     assert "goes on from step 4 of 6" in ended.out
     assert training.told(folder / finished) == training.told(folder / "whole")
+    whole = training.learned(folder / "whole")
     for name, leaf in training.learned(folder / finished).items():
-        assert leaf.tobytes() == training.learned(folder / "whole")[name].tobytes()
+        assert leaf.tobytes() == whole[name].tobytes()
 
 
 def test_a_default_workdir_is_made_and_told(folder, run_verb, monkeypatch):

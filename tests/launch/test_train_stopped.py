@@ -57,15 +57,16 @@ def go_on(folder: Path, name: str, *options: str, **settings) -> str:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_ends_the_run(folder, uninterrupted, name):
+def test_a_signal_saves_and_ends_the_run(folder, name, request):
     printed = stop(folder, name, f"{name} 5 to 0")
     steps = len(training.told(folder / name))
     assert f"stopped by {name} and saved; to go on: python " in printed
     assert not (folder / name / "model").exists()
     events = [(event["step"], event["kind"]) for event in metrics.read(folder / name).events]
     assert events == [(steps - 1, "stopped")]
-    assert f"goes on from step {steps} of {STEPS}" in go_on(folder, name)
-    training.check_same(folder / name, uninterrupted)
+    if name == "SIGTERM":  # from here on both are the same
+        assert f"goes on from step {steps} of {STEPS}" in go_on(folder, name)
+        training.check_same(folder / name, request.getfixturevalue("uninterrupted"))
 
 
 def test_a_signal_to_one_process_stops_both_and_one_goes_on(folder):
@@ -77,6 +78,7 @@ def test_a_signal_to_one_process_stops_both_and_one_goes_on(folder):
     check_close(folder / "stopped-two", folder / "two")
 
 
+@pytest.mark.slow
 def test_eight_devices_become_four(folder):
     longer = "--config.epochs=4"
     go_on(folder, "eight", longer, devices=8)

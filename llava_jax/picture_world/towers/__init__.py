@@ -6,8 +6,7 @@ vision tower, contrastively, on pictures, captions and phrases about regions, an
 Both are folders as Hugging Face has them, which `launch/convert.py import` reads, with a
 training.json beside the weights: settings, time, figures, and the weights' SHA-256.
 
-What they gave is shipped beside this file: path("clip"), path("llama"). The language model there is
-of an unfinished run, as its training.json says.
+What they gave is shipped beside this file: path("clip"), path("llama").
 """
 
 from pathlib import Path
