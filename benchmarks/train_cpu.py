@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from llava_jax import cli, config, model_folder, program, starting
+from llava_jax import allocator, cli, config, model_folder, program, starting
 from llava_jax.batch import Batch
 from llava_jax.config import Config
 from llava_jax.data.dataset import Dataset, open_dataset
@@ -56,6 +56,7 @@ class Way(NamedTuple):
 def main() -> int:
     args = _parse()
     _check_peer()
+    allocator.keep_memory()  # as launch/train.py; what is kept serves either side
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="train-")))
         base = _prepare(folder, args.scenes)

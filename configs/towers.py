@@ -21,7 +21,7 @@ VARIANTS = {
         "heads": 4,
         "text_width": 64,
         "text_layers": 2,
-        "steps": 1600,
+        "steps": 2400,
         "batch": 48,
         "captioned": 16,
         "lr": 2e-3,

@@ -43,7 +43,7 @@ class Plan:
     """scenes: to train on. examined: scenes of each split that are asked about, 0 = all. clip,
     llama: the towers. changes: of both stages' configs."""
 
-    scenes: int = 8000
+    scenes: int = 2000
     examined: int = 200
     clip: Path = dataclasses.field(default_factory=lambda: towers.path("clip"))
     llama: Path = dataclasses.field(default_factory=lambda: towers.path("llama"))

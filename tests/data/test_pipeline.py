@@ -112,7 +112,7 @@ def test_rows_of_a_step(folder):
     assert schedule(open_dataset(everything)).rows_per_step == 60
     assert schedule(open_dataset(everything), multiple=8).rows_per_step == 64
     assert schedule(single).rows_per_step == schedule(single, multiple=4).rows_per_step == 8
-    with pytest.raises(ValueError, match="conversations = 8, one a row, for 3 devices"):
+    with pytest.raises(ValueError, match="conversations = 8, one a row, for 3 parts"):
         schedule(single, multiple=3)
     with pytest.raises(ValueError, match=r"got step \d+, expected 0 to"):
         schedule(single).examples(len(schedule(single)), 0)

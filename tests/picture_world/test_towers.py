@@ -1,5 +1,6 @@
 """The towers' pre-training: what their losses ask, that they learn, and the folders that ship."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -14,7 +15,7 @@ from llava_jax import api, tokenizer
 from llava_jax.batch import TEXT
 from llava_jax.models.clip_vit import ClipConfig
 from llava_jax.models.llama import LlamaConfig
-from llava_jax.models.llava import LlavaConfig
+from llava_jax.models.llava import Llava, LlavaConfig
 from llava_jax.models.projector import ProjectorConfig
 from llava_jax.picture_world import questions, towers
 from llava_jax.picture_world.scenes import COLOURS, UNSEEN_PAIRS, scene
@@ -226,7 +227,8 @@ def test_a_drill_asks_what_no_other_object_shares(words):
         for what, of, answer in triples:
             told = [words_of for words_of in told_of if of in words_of]
             if answer == "nothing":
-                assert (what, told) == ("shape", []) and of in one.empty_cells
+                assert (what, told) == ("shape", [])
+                assert of in one.empty_cells
                 continue
             (thing,) = told
             where = ("colour", "shape", "where", "size").index(what)
@@ -281,7 +283,7 @@ def test_folders_are_what_transformers_reads(words, tmp_path):
     torch = import_torch()
     import transformers
 
-    config = small(VISION, words.vocab_size, tied=False)
+    config = small(VISION, words.vocab_size, tied=True)
     params = jax.device_get(jax.jit(functools.partial(seeing.init, config))(jax.random.key(0)))
     folders.write_clip(api.files.path(tmp_path) / "clip", config, params["vision"])
     folders.write_llama(
@@ -306,6 +308,13 @@ def test_folders_are_what_transformers_reads(words, tmp_path):
     with torch.no_grad():
         theirs = language(torch.tensor([ids])).logits[0]
     np.testing.assert_allclose(model.logits(ids=ids), theirs, atol=2e-5)
+    # What was one table is two, and says the same.
+    assert not model.about.config.language.tie_embeddings
+    one, id_1T = Llava(config), np.array([ids])
+    x_1TD = one.embed(params, id_1T, jnp.zeros((1, 0, 1, 16)), np.full_like(id_1T, TEXT))
+    x_1TD, _ = one.decode(params, x_1TD, np.arange(len(ids))[None], np.ones_like(id_1T))
+    tied = one.head(params, x_1TD)[0, :, : words.vocab_size]
+    np.testing.assert_allclose(model.logits(ids=ids), tied, atol=2e-5)
 
 
 def test_settings_that_are_refused(tmp_path):
@@ -327,9 +336,10 @@ def test_settings_that_are_refused(tmp_path):
 def test_what_ships_is_what_was_stated(name):
     folder = towers.path(name)
     about = json.loads((folder / "training.json").read_text())
-    assert about["settings"]["kind"] == name
-    for file, stated in about["sha256"].items():
-        assert folders.sha256(api.files.path(folder / file)) == stated
+    stated = settings.load(str(CHECKOUT / f"configs/towers.py:{name}"))
+    assert about["settings"] == dataclasses.asdict(stated)
+    for file, digest in about["sha256"].items():
+        assert folders.sha256(api.files.path(folder / file)) == digest
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6_000_000
 
 

@@ -117,12 +117,7 @@ def _train_llama(told: Llama, folder: epath.Path) -> dict[str, Any]:
     others, two_way = reading.shares(scores)
     print(f"exact answers about notes: {others:.1%}, to two-way questions {two_way:.1%}")
     print("  ".join(f"{name} {score:.0%}" for name, score in scores.items()))
-    # LLaMA has both tables, and what fine-tunes it may change them apart.
-    said = {"kernel": params["language"]["embed"]["table"].T}
-    config = dataclasses.replace(
-        config, language=dataclasses.replace(language, tie_embeddings=False)
-    )
-    folders.write_llama(folder, config, {**params["language"], "head": said}, vocabulary.files())
+    folders.write_llama(folder, config, params["language"], vocabulary.files())
     return {"exact answers about notes of dev scenes": scores}
 
 

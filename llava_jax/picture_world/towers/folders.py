@@ -52,7 +52,14 @@ def write_clip(folder: epath.Path, config: LlavaConfig, vision: Params) -> None:
 def write_llama(
     folder: epath.Path, config: LlavaConfig, language: Params, tokenizer: Mapping[str, bytes]
 ) -> None:
-    """config.json, the weights, the tokenizer's files, and the chat template v1."""
+    """config.json, the weights, the tokenizer's files, and the chat template v1.
+
+    A tied table is written as two, as LLaMA's are: what fine-tunes them may take them apart.
+    """
+    if config.language.tie_embeddings:
+        untied = dataclasses.replace(config.language, tie_embeddings=False)
+        config = dataclasses.replace(config, language=untied)
+        language = {**language, "head": {"kernel": language["embed"]["table"].T}}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     own = llama.write_config(config.language, vocab_rows=config.language.num_ids, context=CONTEXT)
     texts = {
