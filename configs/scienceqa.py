@@ -23,7 +23,7 @@ FETCH = """git clone https://github.com/lupantech/ScienceQA weights/ScienceQA
     for split in train val test; do wget -P data/ScienceQA \
 https://scienceqa.s3.us-west-1.amazonaws.com/images/$split.zip; \
 unzip -d data/ScienceQA/images data/ScienceQA/$split.zip; done"""
-WORLD = "python -m llava_jax.picture_world --out data/picture_world --scenes 8000"
+WORLD = "python -m llava_jax.picture_world --out data/picture_world --scenes 2000"
 
 # Without start and end tokens, as the released ScienceQA weights are.
 V1 = {

@@ -34,7 +34,7 @@ WORLD = c.Source(
     images=("data/picture_world",),
     take="fraction:0.2",  # a caption a picture
     builder="llava_pretrain",
-    how="python -m llava_jax.picture_world --out data/picture_world --scenes 8000",
+    how="python -m llava_jax.picture_world --out data/picture_world --scenes 2000",
 )
 WORLD_DEV = c.Source(
     "data/picture_world/llava_pretrain_dev.json",

@@ -49,7 +49,7 @@ images2.zip""",
 WORLD = c.Source(
     "data/picture_world/llava_instruct.json",
     images=("data/picture_world",),
-    how="python -m llava_jax.picture_world --out data/picture_world --scenes 8000",
+    how="python -m llava_jax.picture_world --out data/picture_world --scenes 2000",
 )
 
 WORLD_DEV = c.Source(

@@ -1,4 +1,4 @@
-"""Used memory is kept where the CPUs are the devices: seen by the pages a second use finds missing."""
+"""Used memory is kept where the CPUs are the devices: by the pages that are missing on second use."""
 
 import ctypes
 import glob
