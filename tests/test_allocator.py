@@ -1,4 +1,4 @@
-"""Used memory is kept where the CPUs are the devices: by the pages that are missing on second use."""
+"""Used memory is kept where the CPUs are the devices: by the pages that a second use misses."""
 
 import ctypes
 import glob
