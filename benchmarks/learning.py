@@ -161,25 +161,22 @@ def _make_worlds(work: Path, scenes: int) -> None:
 def _measure(run: Run, examined: int) -> dict[str, Any]:
     found: dict[str, Any] = {"row": run.row, "seed": run.seed, "seconds": {}}
     _make_start(run)
-    captions = str(WORLD / "llava_pretrain_test.json")
-    first = [*_common(run), f"--config.held_out.sources.captions.path={captions}"]
-    second = [*first, f"--config.model.projector={run.folder / 'stage1' / 'model'}"]
-    if run.row == "no stage 1":
-        second[-1] = "--config.model.projector="
-    else:
-        found["caption loss before"] = _caption_loss(run, first)
-        found["seconds"]["stage 1"] = _train(run, "stage1", first)
+    changes = _changes(run)
+    if run.row != "no stage 1":
+        found["caption loss before"] = _caption_loss(run, changes["stage1"])
+        found["seconds"]["stage 1"] = _train(run, "stage1", changes["stage1"])
         events = metrics.read(run.folder / "stage1").events
         losses = [float(event["loss"]) for event in events if event["kind"] == "held_out"]
         found["caption loss after"] = losses[-1]
-    found["seconds"]["stage 2"] = _train(run, "stage2", second)
+    found["seconds"]["stage 2"] = _train(run, "stage2", changes["stage2"])
     found["scores"] = _scores(run, examined)
     return found
 
 
-def _common(run: Run) -> list[str]:
+def _changes(run: Run) -> dict[str, list[str]]:
+    """What this run's stages differ in from their configs."""
     start = run.folder / "start"
-    return [
+    common = [
         f"--config.model.start={start}",
         f"--config.data.tokenizer={start}",
         f"--config.seed={run.seed}",
@@ -187,6 +184,12 @@ def _common(run: Run) -> list[str]:
         *ROWS[run.row],
         *run.changes,
     ]
+    captions = WORLD / "llava_pretrain_test.json"
+    projector = "" if run.row == "no stage 1" else run.folder / "stage1" / "model"
+    return {
+        "stage1": [*common, f"--config.held_out.sources.captions.path={captions}"],
+        "stage2": [*common, f"--config.model.projector={projector}"],
+    }
 
 
 def _make_start(run: Run) -> None:
