@@ -55,9 +55,14 @@ def load(
 def open_stored(
     folder: epath.Path, bases: Sequence[epath.Path] = (), choices: Choices = Choices()
 ) -> StoredModel:
-    """Whatever can be a model, its tensors unread: a folder of weights, or a training workdir."""
+    """Whatever can be a model, its tensors unread: a folder of weights, a training workdir, or one
+    of its checkpoints, WORKDIR/checkpoints/STEP."""
+    workdir = folder.parent.parent
+    base = bases[0] if bases else None
     if checkpoint.is_workdir(folder):
-        return checkpoint.read_model(folder, bases[0] if bases else None)
+        return checkpoint.read_model(folder, base)
+    if folder.parent == workdir / checkpoint.CHECKPOINTS and folder.name.isdecimal():
+        return checkpoint.read_model(workdir, base, step=int(folder.name))
     return open_model(folder, bases, choices)
 
 

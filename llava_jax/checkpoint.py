@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -133,8 +133,8 @@ def _try_to_write(workdir: epath.Path, need: int) -> None:
     need -= sum(file.lstat().st_size for file in Path(workdir / CHECKPOINTS).rglob("*"))
     if (free := shutil.disk_usage(workdir).free) < need:
         raise OSError(
-            f"{workdir}: got {free / 1e9:.1f} GB of free disk, expected {need / 1e9:.1f} for this "
-            "run's checkpoints: free some, choose another --workdir, or keep fewer "
+            f"{workdir}: got {free / 1e6:,.1f} MB of free disk, expected {need / 1e6:,.1f} for "
+            "this run's checkpoints: free some, choose another --workdir, or keep fewer "
             "(config.checkpoints.keep)"
         )
 
@@ -211,30 +211,41 @@ class Checkpoints:
     def restore(self, like: State, meta: Meta) -> Restored | None:
         """The last checkpoint that is whole, in the shardings of `like`; None: there is none.
 
-        One that cannot be read, or whose bits are not those that were written, is put aside for
-        the one before. One of other weights or other data is refused.
+        One that is damaged, or whose bits are not those that were written, is put aside for the one
+        before. One of other weights or other data is refused. What may be whole and could not be
+        read now stays as it is, as all do if none is whole.
         """
         notes: list[str] = []
+        damaged: list[int] = []
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            found, problem = None, ""
+            found, problem, unread = None, "", False
             try:
                 found = self._restore(step, like, meta)
             except _Refused as refused:
                 raise ValueError(str(refused)) from None
             except Exception as error:  # whatever a damaged file makes of its reader
-                problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+                unread = _may_pass(error)
+            if processes.sum_over_processes(unread):
+                raise OSError(
+                    f"{self._folder}/{step}: could not be read ({problem or 'on another host'}); "
+                    "nothing was changed: run the same command again"
+                )
             if processes.sum_over_processes(found is None) == 0:
                 assert found is not None
                 self._last = step
+                self._put_aside(damaged)
                 return Restored(step, *found, tuple(notes))
-            notes.append(f"step {step} is damaged ({problem or 'on another host'})")
-            self._put_aside(step)
+            damaged.append(step)
+            notes.append(
+                f"step {step} is damaged ({problem or 'on another host'}): it is in {DAMAGED}/ now"
+            )
         if steps:
             raise ValueError(
-                f"{self._folder}: none of the checkpoints can be restored; expected at least one; "
-                f"they are in {self._workdir / DAMAGED} now, and the same command starts from the "
-                "beginning:\n  " + "\n  ".join(notes)
+                f"{self._folder}: none of the checkpoints can be restored; expected at least one. "
+                "To start from the beginning, choose another --workdir, or remove this folder:\n  "
+                + "\n  ".join(note.partition(": it is in")[0] for note in notes)
             )
         return None
 
@@ -262,15 +273,30 @@ class Checkpoints:
             raise ValueError(f"{len(differing)} of its arrays are not as they were written")
         return state, there
 
-    def _put_aside(self, step: int) -> None:
+    def _put_aside(self, steps: Sequence[int]) -> None:
+        if not steps:
+            return
         if processes.is_first():
             (self._workdir / DAMAGED).mkdir(exist_ok=True)
-            target = self._workdir / DAMAGED / str(step)
-            if target.exists():
-                target.rmtree()
-            (self._folder / str(step)).rename(target)
+            for step in steps:
+                target = self._workdir / DAMAGED / str(step)
+                if target.exists():
+                    target.rmtree()
+                (self._folder / str(step)).rename(target)
         processes.barrier("damaged checkpoint")
         self._manager.reload()
+
+
+# What TensorStore's errors begin with when a bucket, a network or a right is to blame.
+_PASSING = "UNAVAILABLE DEADLINE_EXCEEDED PERMISSION_DENIED UNAUTHENTICATED RESOURCE_EXHAUSTED"
+_OF_FILES = (FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the next try may find what this one did not: no file told that it is damaged."""
+    if isinstance(error, OSError | MemoryError):
+        return not isinstance(error, _OF_FILES)
+    return any(status in str(error) for status in _PASSING.split())
 
 
 class _Refused(Exception):
@@ -297,13 +323,20 @@ def _other(there: Meta, here: Meta) -> str | None:
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
-    """What two mappings say differently, in words."""
-    absent = object()
-    return [
-        f"{name}: {_short(here.get(name, absent))} here, {_short(there.get(name, absent))} there"
-        for name in sorted({*here, *there})
-        if _plain(here.get(name, absent)) != _plain(there.get(name, absent))
-    ]
+    """What two mappings say differently, in words; of lists, what differs in them."""
+    absent, found = object(), []
+    for name in sorted({*here, *there}):
+        mine, theirs = here.get(name, absent), there.get(name, absent)
+        if _plain(mine) == _plain(theirs):
+            continue
+        pairs = [(mine, theirs)]
+        if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple):
+            items = zip(mine, theirs, strict=False)
+            apart = [pair for pair in items if _plain(pair[0]) != _plain(pair[1])]
+            pairs = apart if len(mine) == len(theirs) else pairs
+        one, other = (", ".join(map(_short, side)) for side in zip(*pairs, strict=True))
+        found.append(f"{name}: {one} here, {other} there")
+    return found
 
 
 def _plain(value: Any) -> str:

@@ -141,6 +141,8 @@ class Progress:
         for photo in photos:
             ...
             progress.advance()
+
+    done: what was there before, and took no time.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class Progress:
         label: str,
         unit: str,
         *,
+        done: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -156,7 +159,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._on_terminal = self._stream.isatty()
-        self._done = 0
+        self._done = self._before = done
         self._start = self._last = clock()
         self._tenths = 0
         self._note = ""
@@ -192,8 +195,8 @@ class Progress:
     def _show(self) -> None:
         line = f"{self._label}: {self._done}/{self._total} {self._unit}"
         elapsed = self._clock() - self._start
-        if self._done and elapsed > 0:
-            rate = self._done / elapsed
+        if self._done > self._before and elapsed > 0:
+            rate = (self._done - self._before) / elapsed
             line += f", {rate:.1f} {self._unit}/s" if rate >= 1 else f", {1 / rate:.1f} s each"
             left = (self._total - self._done) / rate
             line += f", ETA {_clock_time(left)}" if left > 0 else f", took {_clock_time(elapsed)}"

@@ -275,6 +275,11 @@ def start_from(name: str) -> Any:
 def typed(tree: ConfigDict) -> Config:
     """The dataclasses of a filled-in ConfigDict."""
     config = config_tree.typed(Config, tree, "config")
+    if config.export == "peft" and not config.model.lora.rank:
+        raise ValueError(
+            "got config.export = 'peft' without factors; expected a config.model.lora.rank above "
+            "0, or 'hf', which has all weights"
+        )
     if config.fidelity == "paper":
         batch = dataclasses.replace(config.batch, pack=False, loss_groups=_REFERENCE_DEVICES)
         config = dataclasses.replace(config, batch=batch)

@@ -40,8 +40,10 @@ def say(*lines: str) -> None:
             print(line, flush=True)
 
 
-def progress(total: int, label: str, unit: str) -> contextlib.AbstractContextManager[Any]:
-    return cli.Progress(total, label, unit) if processes.is_first() else _Quiet()
+def progress(
+    total: int, label: str, unit: str, *, done: int = 0
+) -> contextlib.AbstractContextManager[Any]:
+    return cli.Progress(total, label, unit, done=done) if processes.is_first() else _Quiet()
 
 
 class _Quiet:
@@ -121,8 +123,8 @@ class Telling:
 
     def begin(self) -> None:
         """What comes now is training: the program is compiled, and the first batch is there."""
-        total = len(self._steps) - self._first
-        self._bar = self._opened.enter_context(progress(total, "training", "steps"))
+        bar = progress(len(self._steps), "training", "steps", done=self._first)
+        self._bar = self._opened.enter_context(bar)
         self.clock.restart()
 
     def __exit__(

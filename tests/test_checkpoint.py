@@ -196,9 +196,30 @@ def test_a_damaged_one_is_put_aside_for_the_one_before(workdir, meta, damage):
 def test_when_all_are_damaged_it_says_so(workdir, meta):
     for number in (5, 10):
         flip(data_files(workdir, number)[0], 0.5)
-    with pytest.raises(ValueError, match=r"(?s)none of the checkpoints can be restored.*step 5 is"):
-        restored(workdir, meta)
-    assert restored(workdir, meta) is None  # as it said
+    for _ in range(2):  # nothing was moved, and no run begins anew unasked
+        with pytest.raises(ValueError, match=r"(?s)none of the checkpoints can be rest.*step 5 is"):
+            restored(workdir, meta)
+    assert not (workdir / "damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(110, "connection timed out"),
+        PermissionError(13, "permission denied"),
+        MemoryError(),
+        ValueError("UNAVAILABLE: Error reading 'checkpoints/10' from a bucket"),
+    ],
+)
+def test_what_could_not_be_read_now_stays(workdir, meta, monkeypatch, error):
+    def fail(*arguments, **named):
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(OSError, match=r"checkpoints/10: could not be read .*command again"):
+            restored(workdir, meta)
+    assert restored(workdir, meta).step == 10
 
 
 # --- of another run ---
@@ -299,6 +320,9 @@ def test_the_public_doors_take_a_workdir(workdir, meta, tmp_path):
     stored = api.open_stored(workdir)
     assert stored.base == meta.base
     assert stored.notes[0].startswith("step 10 of")
+    earlier = api.open_stored(workdir / "checkpoints" / "5")
+    table = earlier.leaves["language/embed/table"].read()
+    np.testing.assert_array_equal(table, random_model(seed=5).leaves["language/embed/table"].read())
     exporting.export(stored, epath.Path(tmp_path / "original"), "original")
     again = api.open_stored(epath.Path(tmp_path / "original"))
     path = "language/decoder/layers/0/o/kernel"

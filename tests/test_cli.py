@@ -211,5 +211,15 @@ def test_progress_that_breaks_says_where():
     assert stream.getvalue() == "reading: 3/10 photos\n"
 
 
+def test_progress_that_goes_on():
+    now, stream = 0.0, io.StringIO()
+    with cli.Progress(
+        20, "training", "steps", done=10, stream=stream, clock=lambda: now
+    ) as progress:
+        now = 4.0
+        progress.advance(2)
+    assert stream.getvalue() == "training: 12/20 steps, 2.0 s each, ETA 0:16\n"
+
+
 def test_progress_over_nothing():
     assert progress_of(io.StringIO(), 1, 0) == "reading: 0/0 photos\n"
