@@ -138,5 +138,5 @@ def tiny(config):
     config.optim.lr = 3e-3
     config.model.frozen_dtype = config.compute.dtype = "float32"
     config.compute.update(scan=False, remat="none")
-    config.checkpoints.every = config.held_out.every = 250
+    config.checkpoints.every, config.held_out.every = 250, 50
     return config
