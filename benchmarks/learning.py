@@ -39,7 +39,7 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import llava_jax
-from llava_jax import checkpoint, cli, config, files, held_out, metrics, model_folder, starting
+from llava_jax import claiming, cli, config, files, held_out, metrics, model_folder, starting
 from llava_jax import program as programs
 from llava_jax.config import Config
 from llava_jax.evals import picture_world as exam
@@ -89,7 +89,7 @@ def main() -> None:
     changes = tuple(f"--config.{change}" for change in args.change)
     began = _settings(args.scenes, changes)
     told = json.loads(out.read_text()) if out.exists() else {"settings": began, "runs": []}
-    if changed := checkpoint.differences(began, told["settings"]):
+    if changed := claiming.differences(began, told["settings"]):
         raise ValueError(
             f"{out} holds runs with other settings; expected another --out and another --work:\n  "
             + "\n  ".join(changed)

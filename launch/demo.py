@@ -25,7 +25,7 @@ from etils import epath
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the other verbs
 
 from launch import convert, train
-from llava_jax import allocator, checkpoint, cli, demonstration, files
+from llava_jax import allocator, claiming, cli, demonstration, files
 from llava_jax import config as configs
 from llava_jax.demonstration import STAGES, Demonstration
 from llava_jax.pages import demo as pages
@@ -140,7 +140,7 @@ class Demo:
         began = self._settings()
         if self._record.exists():
             told = json.loads(self._record.read_text())
-            if changed := checkpoint.differences(began, told["began"]):
+            if changed := claiming.differences(began, told["began"]):
                 raise ValueError(
                     f"{self.folder} holds a demonstration with other settings; remove it, or "
                     "choose another --workdir:\n  " + "\n  ".join(changed)

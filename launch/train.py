@@ -25,6 +25,7 @@ from llava_jax import (
     allocator,
     batch,
     checkpoint,
+    claiming,
     cli,
     files,
     held_out,
@@ -36,7 +37,8 @@ from llava_jax import (
 )
 from llava_jax import config as configs
 from llava_jax import program as programs
-from llava_jax.checkpoint import Checkpoints, Meta, Record
+from llava_jax.checkpoint import Checkpoints, Meta
+from llava_jax.claiming import Record
 from llava_jax.config import Config
 from llava_jax.data import report, schedule
 from llava_jax.data.dataset import Dataset, open_dataset
@@ -93,13 +95,13 @@ class Run:
 def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
     # The machine, and the data: every step's rows are known from here on.
     layout = programs.layout_of(config.compute, jax.devices())
-    before = checkpoint.read_run(workdir)
+    before = claiming.read_run(workdir)
     dataset = one_after_another(lambda: open_dataset(config))
     steps = schedule.schedule(
         dataset,
         multiple=layout.batch_parts * config.compute.parts,
         rows=before.rows if before else 0,
-        plans=schedule.kept_plans(dataset, workdir / checkpoint.PLAN),
+        plans=schedule.kept_plans(dataset, workdir / claiming.PLAN),
     )
     examined = one_after_another(lambda: held_out.open_held_out(config, layout.batch_parts))
 
@@ -113,7 +115,7 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
 
     # The workdir is this run's from here on, and has room for it.
     record = Record(configs.deciding(config), steps.rows_per_step)
-    checkpoint.claim(
+    claiming.claim(
         workdir,
         record,
         before,
@@ -136,9 +138,9 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
             meta = dataclasses.replace(meta, skipped=restored.meta.skipped)
             say(*restored.notes, f"goes on from step {first} of {len(steps)}")
         # Nothing of an old workdir is changed before its checkpoint proved to be this run's.
-        checkpoint.write_run(workdir, record)
+        claiming.write_run(workdir, record)
         if processes.is_first():
-            schedule.keep_plans(dataset, steps.plans, workdir / checkpoint.PLAN)
+            schedule.keep_plans(dataset, steps.plans, workdir / claiming.PLAN)
         parts = optim.parts(state.trainable, frozen)
         say(parts_table(parts))
         stopping = Stopping()

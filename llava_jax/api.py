@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from llava_jax import checkpoint, conversation, files, tokenizer
+from llava_jax import checkpoint, claiming, conversation, files, tokenizer
 from llava_jax.batch import TEXT, Batch
 from llava_jax.engine import Engine, bucket
 from llava_jax.image import ImageProcessing
@@ -59,9 +59,9 @@ def open_stored(
     of its checkpoints, WORKDIR/checkpoints/STEP."""
     workdir = folder.parent.parent
     base = bases[0] if bases else None
-    if checkpoint.is_workdir(folder):
+    if claiming.is_workdir(folder):
         return checkpoint.read_model(folder, base)
-    if folder.parent == workdir / checkpoint.CHECKPOINTS and folder.name.isdecimal():
+    if folder.parent == workdir / claiming.CHECKPOINTS and folder.name.isdecimal():
         return checkpoint.read_model(workdir, base, step=int(folder.name))
     return open_model(folder, bases, choices)
 

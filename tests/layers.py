@@ -11,7 +11,7 @@ LAYERS = {
     2: "tokenizer data datagen",
     3: "models",
     4: "weights model_folder sharding optim processes metrics flops",
-    5: "step program checkpoint engine planner",
+    5: "step program claiming checkpoint engine planner",
     6: "evals",
     7: "api starting held_out telling demonstration server",
     8: "__init__",
@@ -26,7 +26,7 @@ ONLY_ROOMS = {
 }
 NEVER_ROOMS = {
     room: {"data", "datagen"}
-    for room in [*LAYERS[4].split(), "step", "program", "checkpoint", "engine"]
+    for room in [*LAYERS[4].split(), "step", "program", "claiming", "checkpoint", "engine"]
 }
 
 # Layer 1 lists what it may import from outside; the others what they may not.
