@@ -93,10 +93,12 @@ class Run:
 
 
 def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
-    # The machine, and the data: every step's rows are known from here on.
+    # The machine, the model's shapes, and the data: every step's rows are known from here on.
     layout = programs.layout_of(config.compute, jax.devices())
+    start = starting.open_start(config, workdir)
     before = claiming.read_run(workdir)
     dataset = one_after_another(lambda: open_dataset(config))
+    starting.check_vocabulary(start, config, dataset.renderer.tokenizer.num_ids)
     steps = schedule.schedule(
         dataset,
         multiple=layout.batch_parts * config.compute.parts,
@@ -104,10 +106,6 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
         plans=schedule.kept_plans(dataset, workdir / claiming.PLAN),
     )
     examined = one_after_another(lambda: held_out.open_held_out(config, layout.batch_parts))
-
-    # The model and its programs, of shapes alone.
-    start = starting.open_start(config, workdir)
-    starting.check_vocabulary(start, config, dataset.renderer.tokenizer.num_ids)
     program = programs.program(
         config, start.about.config, layout, steps=len(steps), rows=steps.rows_per_step
     )
@@ -115,38 +113,36 @@ def train(config: Config, workdir: epath.Path, *, allow_changes: bool) -> int:
 
     # The workdir is this run's from here on, and has room for it.
     record = Record(configs.deciding(config), steps.rows_per_step)
-    claiming.claim(
-        workdir,
-        record,
-        before,
-        need=checkpoint.bytes_of(program.like) * (config.checkpoints.keep + 1),
-        allow_changes=allow_changes,
-    )
-    say(f"workdir: {workdir}; to go on with it: {resuming(workdir)}")
-    say(*start.notes, *(f"{name}: {said}" for name, said in report.steps(dataset, steps)))
-
-    keep = config.checkpoints
-    with Checkpoints(workdir, keep=keep.keep, keep_every=keep.keep_every) as saved:
-        # Weights go straight into their shards. What trains comes from the last checkpoint.
+    keep, stopping = config.checkpoints, Stopping()
+    need = checkpoint.bytes_of(program.like) * (keep.keep + 1)
+    with (
+        claiming.claimed(workdir, record, before, need=need, allow_changes=allow_changes),
+        Checkpoints(workdir, keep=keep.keep, keep_every=keep.keep_every) as saved,
+    ):
+        say(f"workdir: {workdir}; to go on with it: {resuming(workdir)}")
+        say(*start.notes, *(f"{name}: {said}" for name, said in report.steps(dataset, steps)))
         meta = Meta(start.about, start.base, dict(dataset.fingerprint))
         restored = saved.restore(program.like, meta)
-        frozen = load(start, program.frozen_like, "frozen weights")
-        if restored is None:
-            first, state = 0, program.init(load(start, program.like.trainable, "trained weights"))
-        else:
-            first, state = restored.step, restored.state
+        first = restored.step if restored else 0
+        if restored:
             meta = dataclasses.replace(meta, skipped=restored.meta.skipped)
             say(*restored.notes, f"goes on from step {first} of {len(steps)}")
         # Nothing of an old workdir is changed before its checkpoint proved to be this run's.
         claiming.write_run(workdir, record)
         if processes.is_first():
             schedule.keep_plans(dataset, steps.plans, workdir / claiming.PLAN)
-        parts = optim.parts(state.trainable, frozen)
-        say(parts_table(parts))
-        stopping = Stopping()
         if first == len(steps):
             say("this run is finished: nothing is left to train")
         else:
+            # Weights go straight into their shards. What trains comes from the last checkpoint.
+            frozen = load(start, program.frozen_like, "frozen weights")
+            state = (
+                restored.state
+                if restored
+                else program.init(load(start, program.like.trainable, "trained weights"))
+            )
+            parts = optim.parts(state.trainable, frozen)
+            say(parts_table(parts))
             put_aside(run, first)
             told = Telling(
                 config,
@@ -288,10 +284,11 @@ def compiled(program: Program, *arguments: Any) -> Any:
 
 
 def put_aside(run: Run, step: int) -> None:
-    """A run that was finished and now goes on, with more epochs, makes its model anew."""
+    """A run that was finished and now goes on, with more epochs or from the beginning, makes its
+    model anew."""
     for name in filter(None, ("model", run.config.export)):
         if processes.is_first() and (run.workdir / name).exists():
-            (run.workdir / name).rename(run.workdir / f"{name}-of-step-{step}")
+            (run.workdir / name).rename(run.workdir / f"{name}-before-step-{step}")
 
 
 def write_model(run: Run) -> None:

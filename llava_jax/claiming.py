@@ -1,14 +1,20 @@
-"""Whose a workdir is: what its run was started with, and whether it has room for another's.
+"""Whose a workdir is: what its run was started with, who is at work in it, and whether it has room.
 
 WORKDIR/run.json        what the run was started with: see Record
+WORKDIR/.running        locked by the process that trains in it
 WORKDIR/plan/           which conversations share a row: see data/schedule.py
 WORKDIR/checkpoints/    see checkpoint.py
 """
 
+import contextlib
 import dataclasses
+import datetime
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +24,7 @@ from etils import epath
 from llava_jax import files, processes
 from llava_jax.weights import settings
 
-RUN, PLAN, CHECKPOINTS = "run.json", "plan", "checkpoints"
+RUN, PLAN, CHECKPOINTS, RUNNING = "run.json", "plan", "checkpoints", ".running"
 _PROBE_BYTES = 1 << 20
 
 
@@ -50,28 +56,62 @@ def read_run(workdir: epath.Path) -> Record | None:
     return None
 
 
-def claim(
+@contextlib.contextmanager
+def claimed(
     workdir: epath.Path, run: Record, before: Record | None, *, need: int, allow_changes: bool
-) -> None:
-    """Makes a new folder this run's, or refuses an old one that is another's. before: what
-    `read_run` found in it. need: bytes of its checkpoints: on a local disk they must be free."""
+) -> Iterator[None]:
+    """A new folder is this run's from here on; an old one that is another's is refused, and one in
+    which another process trains. before: what `read_run` found in it. need: bytes of its
+    checkpoints: on a local disk they must be free."""
     if before and (changed := differences(run.config, before.config)) and not allow_changes:
         raise ValueError(
             f"{workdir} holds a run with other settings; choose another --workdir, or say "
             "--allow_changes:\n  " + "\n  ".join(changed)
         )
-    if processes.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        _sweep(workdir)
-        _try_to_write(workdir, need)
-    if before is None:
-        write_run(workdir, run)
-    processes.barrier("workdir")
+    with contextlib.ExitStack() as until_the_end:
+        if processes.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            until_the_end.enter_context(_alone_in(workdir))
+            _sweep(workdir)
+            _try_to_write(workdir, need)
+        if before is None:
+            write_run(workdir, run)
+        processes.barrier("workdir")
+        yield
 
 
 def write_run(workdir: epath.Path, run: Record) -> None:
     if processes.is_first():
         files.write_json(workdir / RUN, dataclasses.asdict(run))
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: epath.Path) -> Iterator[None]:
+    """Locked until the end: the system takes the lock back however the process ends. A bucket
+    knows no locks."""
+    if "://" in str(workdir):
+        yield
+        return
+    place = workdir / RUNNING
+    with open(place, "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not (place.exists() and os.path.samestat(os.stat(place), os.fstat(file.fileno()))):
+                raise BlockingIOError  # its holder ended, and took it away, in between
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise ValueError(
+                f"{workdir}: {file.read() or 'another process'} trains in it; expected one run at "
+                "a time: wait for its end, or choose another --workdir"
+            ) from None
+        file.truncate(0)
+        since = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+        print(f"process {os.getpid()} on {socket.gethostname()}, since {since},", end="", file=file)
+        file.flush()
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def _sweep(workdir: epath.Path) -> None:

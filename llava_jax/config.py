@@ -328,12 +328,18 @@ def parse_arguments(
         required=True,
         metavar="FILE[:VARIANT]",
         help="a file of configs/, and one of its variants; --config.SECTION.FIELD=VALUE, as often "
-        "as needed, changes a field",
+        f"as needed, changes a field. Sections: {', '.join(_sections())}. Their fields are told in "
+        "llava_jax/config.py",
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
     changes = [argument for argument in given if argument.startswith("--config.")]
     options = parser.parse_args([argument for argument in given if argument not in changes])
     return options, load(options.config, parse_overrides(changes))
+
+
+def _sections() -> list[str]:
+    fields = dataclasses.fields(Config)
+    return [field.name for field in fields if dataclasses.is_dataclass(field.default)]
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

@@ -161,6 +161,11 @@ def is_model_folder(folder: epath.Path) -> bool:
     return (folder / DESCRIPTION).exists()
 
 
+def is_whole(folder: epath.Path) -> bool:
+    """Whether it is a model folder that needs no base."""
+    return is_model_folder(folder) and _read_description(folder).base is None
+
+
 def fingerprint_of(digests: Mapping[str, str]) -> str:
     """Of a set of tensors: it changes with any name and any bit."""
     lines = "".join(f"{path} {digest}\n" for path, digest in sorted(digests.items()))

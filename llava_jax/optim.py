@@ -29,7 +29,10 @@ def split(params: Params, trainable: Sequence[str]) -> tuple[Params, Params]:
     paths = jax.tree.leaves(leaf_paths(params))
     for pattern in trainable:
         if not any(trains(path, [pattern]) for path in paths):
-            raise ValueError(f"got trainable {pattern!r}, which fits no parameter of this model")
+            raise ValueError(
+                f"got {pattern!r} of what trains (config.optim.trains), which fits no parameter of "
+                "this model"
+            )
 
     def part(tree: Params, prefix: str, wanted: bool) -> Params:
         kept = {}

@@ -3,6 +3,7 @@ factors, read at the layer the config says. And what to fetch where something is
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ from etils import epath
 from llava_jax import api, files, model_folder, optim
 from llava_jax.config import Config, Data, HeldOut, Model
 from llava_jax.model_folder import About, Base, StoredModel
-from llava_jax.models.lora import LoraConfig
+from llava_jax.models import stack
+from llava_jax.models.lora import TARGETS, LoraConfig
 from llava_jax.weights.adapter import with_lora
 from llava_jax.weights.tensor import Tensor
 
@@ -28,18 +30,21 @@ class Start(NamedTuple):
 
 def check_present(config: Config) -> None:
     """Raises ValueError with all that must be fetched before this run can start, and how."""
-    _check_numbers(config)
+    _check_values(config)
     if not config.model.start:
         raise ValueError("got no config.model.start, expected a model folder to start from")
     missing = [*_missing_model(config.model), *_missing_data(config.data, config.held_out)]
+    if any("hf download" in line for line in missing):
+        missing.append("\nhf is a command of: pip install huggingface_hub")
     if missing:
         raise ValueError("\n".join([f"{config.name} needs what is not here:", *missing]))
 
 
-def _check_numbers(config: Config) -> None:
+def _check_values(config: Config) -> None:
     """Those that would stop a run late, or not at all."""
     optim, batch, compute = config.optim, config.batch, config.compute
     least = {
+        "seed": (config.seed, 0),
         "batch.loss_groups": (batch.loss_groups, 1),
         "compute.parts": (compute.parts, 1),
         "compute.loss_pieces": (compute.loss_pieces, 1),
@@ -53,12 +58,24 @@ def _check_numbers(config: Config) -> None:
         "optim.weight_decay": (optim.weight_decay, 0),
         "optim.clip": (optim.clip, 0),
         "log.profile_steps": (config.log.profile_steps, 1),
+        "model.lora.rank": (config.model.lora.rank, 0),
     }
     for path, (value, smallest) in least.items():
         if not value >= smallest:
             raise ValueError(f"got config.{path} = {value}, expected {smallest} or more")
-    if not optim.lr > 0:
-        raise ValueError(f"got config.optim.lr = {optim.lr}, expected more than 0")
+    lora = config.model.lora
+    named = [
+        ("compute.attention", compute.attention, ("auto", *stack.ATTENTION_BACKENDS)),
+        ("compute.remat", compute.remat, stack.REMAT_POLICIES),
+        *(("model.lora.targets", name, TARGETS) for name in lora.targets),
+    ]
+    for path, value, known in named:
+        if value not in known:
+            raise ValueError(f"got config.{path} = {value!r}, expected one of {', '.join(known)}")
+    if not 0 <= lora.dropout < 1:
+        raise ValueError(f"got config.model.lora.dropout = {lora.dropout}, expected 0 to below 1")
+    if not 0 < optim.lr < math.inf:
+        raise ValueError(f"got config.optim.lr = {optim.lr}, expected a number above 0")
     if not 0 <= optim.warmup_ratio <= 1:
         raise ValueError(f"got config.optim.warmup_ratio = {optim.warmup_ratio}, expected 0 to 1")
     if batch.tokens % compute.loss_pieces:
@@ -79,13 +96,14 @@ def _missing_model(model: Model) -> list[str]:
 
 
 def _missing_data(data: Data, held_out: HeldOut) -> list[str]:
-    lines = []
+    found: dict[str, list[str]] = {}  # what some commands make, by the commands
     # A source may have the same name in both.
     for name, source in [*data.sources.items(), *held_out.sources.items()]:
         gone = [place for place in (source.path, *source.images) if not files.path(place).exists()]
         if gone:
-            lines += [f"\n{', '.join(gone)}  (source {name})", _indented(source.how)]
-    return lines
+            line = f"{', '.join(gone)}  (source {name})"
+            found.setdefault(source.how, []).append(line)
+    return ["\n".join(["", *dict.fromkeys(lines), _indented(how)]) for how, lines in found.items()]
 
 
 def _indented(how: str) -> str:
@@ -120,7 +138,7 @@ def _with_projector(
     stored: StoredModel, place: epath.Path, start: epath.Path, trains: Sequence[str]
 ) -> StoredModel:
     """With the projector that another run made over the same start, and what learned with it."""
-    other = api.open_stored(place, [start])
+    other = api.open_stored(place, () if model_folder.is_whole(place) else [start])
     mine, theirs = stored.about.config, other.about.config
     taken = [path for path in other.leaves if path.startswith("projector/")]
     # v1's rows for a picture's ends learn in stage 1, with the projector.
@@ -162,8 +180,14 @@ def _about(about: About, config: Config) -> About:
             f"(config.data), for a vision tower that reads {vision.image_size} in patches of "
             f"{vision.patch_size} ({config.model.start}): expected the same"
         )
-    if config.model.select_layer:
-        vision = dataclasses.replace(vision, select_layers=(config.model.select_layer,))
+    if layer := config.model.select_layer:
+        if not -vision.num_layers - 1 <= layer <= vision.num_layers:
+            raise ValueError(
+                f"got config.model.select_layer = {layer}, expected {-vision.num_layers - 1} to "
+                f"{vision.num_layers}: the tower of {config.model.start} has {vision.num_layers} "
+                "blocks"
+            )
+        vision = dataclasses.replace(vision, select_layers=(layer,))
         architecture = dataclasses.replace(architecture, vision=vision)
     # Captions alone ("plain") teach no way to talk: the model keeps its own.
     template = about.template if data.template == "plain" else data.template

@@ -65,6 +65,14 @@ def test_stage_1_gives_its_projector_and_its_rows(folder):
         np.testing.assert_array_equal(leaf.read(), (taught if is_taught else before)[path].read())
 
 
+def test_a_whole_model_gives_its_projector_too(folder):
+    model_folder.save(training.start_model(seed=1), epath.Path(folder / "whole"))
+    run = config(folder, projector=str(folder / "whole"))
+    start, taught = opened(folder, run), training.start_model(seed=1).leaves
+    for path in (path for path in taught if path.startswith("projector/")):
+        np.testing.assert_array_equal(start.leaves[path].read(), taught[path].read())
+
+
 @pytest.mark.parametrize("trains", [STAGE_1, LORA])
 def test_rows_that_would_be_in_no_checkpoint_are_refused(folder, trains):
     run = config(folder, projector=str(folder / "stage1"))
@@ -119,6 +127,11 @@ def test_all_that_is_missing_is_told_with_what_fetches_it(folder, tmp_path):
         "fetch mine",
     ):
         assert expected in said
+    # What one command fetches is listed above it, once.
+    both = {name: configs.Source(f"{name}.json", how="fetch both") for name in ("one", "other")}
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, sources=both))
+    with pytest.raises(ValueError, match=r"one\)\nother\.json +\(source other\)\n +fetch both$"):
+        starting.check_present(run)
     with pytest.raises(ValueError, match=r"got no config\.model\.start"):
         starting.check_present(Config())
 

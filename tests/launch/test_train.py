@@ -6,6 +6,8 @@ import re
 import resource
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -195,10 +197,25 @@ WRONG = {
     ),
     "what trains fits nothing": (
         ["--config.optim.trains=('projektor/.*',)"],
-        r"got trainable 'projektor/\.\*', which fits no parameter",
+        r"got 'projektor/\.\*' of what trains \(config\.optim\.trains\), which fits",
     ),
-    "no such attention": (["--config.compute.attention=flash"], r"flash"),
-    "no such remat": (["--config.compute.remat=some"], r"some"),
+    "no such attention": (
+        ["--config.compute.attention=flash"],
+        r"config.compute.attention = 'flash', expected one of auto, xla",
+    ),
+    "no such remat": (
+        ["--config.compute.remat=some"],
+        r"config.compute.remat = 'some', expected one of full",
+    ),
+    "no such layer": (
+        ["--config.model.select_layer=-9"],
+        r"got config.model.select_layer = -9, expected -4 to 3: .*start has 3 blocks",
+    ),
+    "factors of nothing": (
+        ["--config.model.lora.rank=4", "--config.model.lora.targets=q,w"],
+        r"config.model.lora.targets = 'w', expected one of q, k",
+    ),
+    "a rate that is no number": (["--config.optim.lr=1e999"], r"config.optim.lr = inf"),
     "no rate": (["--config.optim.lr=0", "--config.optim.projector_lr=1e-3"], r"config.optim.lr"),
     "never saved": (["--config.checkpoints.every=0"], r"config.checkpoints.every = 0"),
     "none kept": (["--config.checkpoints.keep=0"], r"config.checkpoints.keep = 0"),
@@ -277,7 +294,7 @@ def test_changed_settings_are_refused_unless_told(folder, finished, refused, tra
     assert "goes on from step 6 of 9" in ended.out
     assert len(training.told(folder / finished)) == 9
     # The model that it had made is kept, under another name; the new one is of the last step.
-    assert (folder / finished / "model-of-step-6" / "llava.json").exists()
+    assert (folder / finished / "model-before-step-6" / "llava.json").exists()
     stored = model_folder.read(epath.Path(folder / finished / "model"))
     norm = stored.leaves["language/decoder/norm/scale"].read()
     last = training.learned(folder / finished)["trainable/language/decoder/norm/scale"]
@@ -304,6 +321,30 @@ def test_another_start_is_refused(folder, finished, refused):
         f"--config.data.tokenizer={folder}/start",
         name=finished,
     )
+
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("process 7 on an-host,", end="", file=file, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_runs_at_once_in_a_workdir(folder, finished, refused, trained):
+    place = folder / finished / ".running"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        refused("process 7 on an-host, trains in it; expected one run at a time", name=finished)
+        holder.kill()
+    # Nobody holds what a killed one left.
+    assert trained(finished).code == 0
+    assert not place.exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over(folder, finished, trained):
