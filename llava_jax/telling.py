@@ -123,6 +123,9 @@ class Telling:
 
     def begin(self) -> None:
         """What comes now is training: the program is compiled, and the first batch is there."""
+        last, profiled = len(self._steps) - 1, self._config.log.profile_at
+        if profiled and not self._first <= profiled <= last:
+            say(f"no profile: config.log.profile_at = {profiled}, steps {self._first} to {last}")
         bar = progress(len(self._steps), "training", "steps", done=self._first)
         self._bar = self._opened.enter_context(bar)
         self.clock.restart()

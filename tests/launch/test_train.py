@@ -289,8 +289,9 @@ def test_changed_settings_are_refused_unless_told(folder, finished, refused, tra
         *changes,
         name=finished,
     )
-    ended = trained(finished, *changes, "--allow_changes")
+    ended = trained(finished, *changes, "--allow_changes", "--config.log.profile_at=4")
     assert ended.code == 0, ended.err
+    assert "no profile: config.log.profile_at = 4, steps 6 to 8" in ended.out
     assert "goes on from step 6 of 9" in ended.out
     assert len(training.told(folder / finished)) == 9
     # The model that it had made is kept, under another name; the new one is of the last step.
@@ -365,10 +366,12 @@ def test_a_damaged_checkpoint_is_passed_over(folder, finished, trained):
 def test_a_default_workdir_is_made_and_told(folder, run_verb, monkeypatch):
     monkeypatch.chdir(folder)
     config = ("--config", folder / "small.py", "--config.epochs=1", "--config.held_out.every=0")
-    ended = run_verb(train, *config)
+    ended = run_verb(train, *config, "--config.log.profile_at=1", "--config.log.profile_steps=1")
     assert ended.code == 0, ended.err
     (workdir,) = (folder / "runs").iterdir()
     assert re.fullmatch(r"small-\d{4}-\d\d-\d\d-\d{6}", workdir.name)
+    (trace,) = (workdir / "profile").rglob("*.xplane.pb")
+    assert b"jit_step" in trace.read_bytes()
     assert f"--workdir {workdir}\n" in ended.out
     assert (workdir / "model" / "llava.json").exists()
 
