@@ -36,7 +36,7 @@ def get_config(variant=""):
     )
     config.data.tokenizer = config.model.start = "{folder}/start"
     config.data.image_size, config.data.patch_size = 28, 14
-    config.data.conversation_tokens = config.batch.tokens = 320
+    config.data.conversation_tokens = config.batch.tokens = {tokens}
     config.batch.conversations, config.batch.images = 8, 6
     config.data.prepared = "{folder}/prepared"
     config.data.threads = 2
@@ -69,14 +69,14 @@ def start_model(seed: int = 0) -> StoredModel:
     return StoredModel(About(ARCHITECTURE), leaves)
 
 
-def write(folder: Path, epochs: int = 2) -> str:
+def write(folder: Path, epochs: int = 2, tokens: int = 320) -> str:
     """Everything a run needs, in `folder`; its config file."""
     small.write(folder)
     tiny_tokenizer.write_tokenizer(folder / "words", ["<im_start>", "<im_end>"])
     start = dataclasses.replace(start_model(), tokenizer=epath.Path(folder / "words"))
     model_folder.save(start, epath.Path(folder / "start"))
     file = folder / "small.py"
-    file.write_text(CONFIG.format(folder=folder, epochs=epochs))
+    file.write_text(CONFIG.format(folder=folder, epochs=epochs, tokens=tokens))
     return str(file)
 
 
