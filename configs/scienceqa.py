@@ -51,7 +51,9 @@ def get_config(variant: str = "v1-13b"):
     config = c.start_from(f"{Path(__file__).with_name('stage1.py')}:{variant}")
     config.name = f"scienceqa-{variant}"
     config.epochs = 12
-    config.data.sources = c.sources(science_qa=c.Source(folder, builder="science_qa", how=how))
+    config.data.sources = c.sources(
+        science_qa=c.Source(folder, builder="science_qa", size=12_726, how=how)
+    )
     config.held_out.sources = c.sources(
         science_qa=c.Source(folder, split="val", take="random:256", builder="science_qa", how=how)
     )

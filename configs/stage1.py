@@ -20,6 +20,7 @@ CC3M = c.Source(
     "data/LLaVA-CC3M-Pretrain-595K/chat.json",
     images=("data/LLaVA-CC3M-Pretrain-595K/images.zip",),
     builder="llava_pretrain",
+    size=595_375,
     how="hf download liuhaotian/LLaVA-CC3M-Pretrain-595K --repo-type dataset "
     "--local-dir data/LLaVA-CC3M-Pretrain-595K",
 )
@@ -27,6 +28,7 @@ LCS = c.Source(
     "data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
     images=("data/LLaVA-Pretrain/images.zip",),
     builder="llava_pretrain",
+    size=558_128,
     how="hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/LLaVA-Pretrain",
 )
 WORLD = c.Source(
@@ -115,6 +117,7 @@ def full(config, variant, name, source, rendering, trains, conversations, lr, cl
     config.data.sources = c.sources(**{name: source})
     config.data.tokenizer = config.model.start = f"models/start-{base}"
     config.model.how = start_of(variant)
+    config.model.architecture = base
     config.data.update(rendering)
     config.data.conversation_tokens = 2048
     config.batch.conversations = larger * conversations

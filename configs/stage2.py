@@ -28,16 +28,19 @@ FETCH = "hf download liuhaotian/LLaVA-Instruct-150K --repo-type dataset --local-
 INSTRUCT = c.Source(
     "data/LLaVA-Instruct-150K/llava_instruct_150k.json",
     images=("data/coco/train2017",),
+    size=157_712,
     how=f"{FETCH}data/LLaVA-Instruct-150K\n{COCO}",
 )
 INSTRUCT_80K = c.Source(
     "data/LLaVA-Instruct-150K/llava_instruct_80k.json",
     images=("data/coco/train2017",),
+    size=80_000,
     how=INSTRUCT.how,
 )
 MIX_665K = c.Source(
     "data/llava_v1_5_mix665k.json",
     images=("data",),
+    size=665_298,
     how=f"""{FETCH}data --include llava_v1_5_mix665k.json
         {COCO}
         data/gqa/images: https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip

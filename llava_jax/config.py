@@ -28,7 +28,7 @@ class Source:
     built; told apart by content. images: folders or zip files that image names are relative to.
     take: 'all', 'first:N', 'random:N' or 'fraction:0.25', of each epoch the same.
     epochs: how often one of the run shows what was taken. split, prompt: of ScienceQA.
-    how: the commands that fetch it.
+    how: the commands that fetch it. size: of it, in conversations; for planning before it is there.
     """
 
     path: str
@@ -39,6 +39,7 @@ class Source:
     prompt: str = "QCM-LEPA"
     builder: Literal["llava_pretrain", "llava_instruct", "science_qa"] = "llava_instruct"
     how: str = ""
+    size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Model:
     """start: the model folder that training starts from. projector: where its projector comes from
     instead: stage 1's workdir, a model folder, or a file mm_projector.bin; '' = the folder's own.
 
+    architecture: of `start`, as models.llava.released names it; for planning before it is there.
     select_layer: the vision tower's hidden state that is read, -1 its last; 0 = as the folder says.
     frozen_dtype: in memory, of what does not train. how, projector_how: the commands that
     make `start` and `projector`.
@@ -107,6 +109,7 @@ class Model:
 
     start: str = ""
     projector: str = ""
+    architecture: str = ""
     select_layer: int = 0
     frozen_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     lora: Lora = Lora()
@@ -145,9 +148,10 @@ class Compute:
     """How the machine is used; the same training, whatever it says.
 
     data, fsdp, tensor: devices along each axis of the mesh; one of them may be 0: those that are
-    left. gather: of sharded weights, see sharding.Layout. dtype, remat, scan: see
-    models.stack.Compute; attention: 'auto' is splash on a TPU, else xla. parts: a step's rows are
-    taken in so many, one after another. loss_pieces: of a row, for its logits.
+    left. fsdp (0,) follows a TPU's torus, one axis along each of its dimensions, and `data` is then
+    at least the number of slices. gather: of sharded weights, see sharding.Layout. dtype, remat,
+    scan: see models.stack.Compute; attention: 'auto' is splash on a TPU, else xla. parts: a step's
+    rows are taken in so many, one after another. loss_pieces: of a row, for its logits.
     cache: where compiled programs are kept; '' = nowhere.
     """
 
@@ -304,7 +308,7 @@ def flat(config: Config) -> dict[str, Any]:
 _FREE = (
     "name",
     "data",
-    *(f"model.{field}" for field in ("start", "projector", "how", "projector_how")),
+    *(f"model.{field}" for field in ("start", "projector", "architecture", "how", "projector_how")),
     *("compute", "checkpoints", "held_out", "log", "export"),
 )
 

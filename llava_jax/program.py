@@ -3,6 +3,7 @@
 Everything here is made of shapes; no weight is read.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,12 +33,29 @@ class Program(NamedTuple):
 
 def layout_of(compute: Compute, devices: list[Any]) -> Layout:
     """The mesh over these devices. An axis of 0 gets the devices that the others leave."""
-    shape = MeshShape.filled(compute.data, compute.fsdp, compute.tensor, devices=len(devices))
+    torus = torus_of(devices)
+    if compute.fsdp == (0,) and compute.tensor == 1 and torus and compute.data in (1, torus.data):
+        shape = torus
+    else:
+        shape = MeshShape.filled(compute.data, compute.fsdp, compute.tensor, devices=len(devices))
     return Layout(
         make_mesh(shape, devices),
         explicit=compute.gather != "gspmd",
         by_axis=compute.gather == "explicit by axis",
     )
+
+
+def torus_of(devices: list[Any]) -> MeshShape | None:
+    """An axis along each dimension of a TPU slice, and one of its slices; None of other devices."""
+    if devices[0].platform != "tpu":
+        return None
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = [
+        len(set(places)) for places in zip(*(device.coords for device in devices), strict=True)
+    ]
+    if math.prod(sizes) * slices != len(devices):
+        return None  # two cores of a chip, or a part of a slice
+    return MeshShape(slices, tuple(size for size in sizes if size > 1) or (1,))
 
 
 def program(

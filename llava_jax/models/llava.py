@@ -59,16 +59,16 @@ class LlavaConfig:
 
 
 def released(name: str) -> LlavaConfig:
-    """The architecture of a released LLaVA: 'v1-7b', 'v1-13b', 'v1.5-7b' or 'v1.5-13b'."""
-    variants = ("v1-7b", "v1-13b", "v1.5-7b", "v1.5-13b")
+    """The architecture of a released LLaVA: 'v1-7b', 'v1-lightning-13b', 'v1.5-7b', …"""
+    variants = [f"{v}-{size}" for v in ("v1", "v1-lightning", "v1.5") for size in ("7b", "13b")]
     if name not in variants:
-        raise ValueError(f"unknown LLaVA {name!r}: expected one of {variants}")
-    version, size = name.split("-")
+        raise ValueError(f"unknown LLaVA {name!r}: expected one of {', '.join(variants)}")
+    version, _, size = name.rpartition("-")
     width, mlp_width, depth, heads = (
         (4096, 11008, 32, 32) if size == "7b" else (5120, 13824, 40, 40)
     )
-    # v1 adds <im_start> and <im_end>, whose rows train in stage 1; v1.5 adds nothing.
-    v1 = version == "v1"
+    # v1 adds <im_start> and <im_end>, whose rows train in stage 1; the others add nothing.
+    v1 = version != "v1.5"
     return LlavaConfig(
         vision=ClipConfig(1024, 4096, 24, 16, image_size=224 if v1 else 336, patch_size=14),
         projector=ProjectorConfig("linear" if v1 else "mlp2x_gelu", 1024, width),
@@ -79,7 +79,7 @@ def released(name: str) -> LlavaConfig:
             num_layers=depth,
             num_heads=heads,
             num_kv_heads=heads,
-            added_vocab=2 if v1 else 0,
+            added_vocab=2 if version == "v1" else 0,
             rms_norm_eps=1e-6 if v1 else 1e-5,
         ),
     )

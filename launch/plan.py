@@ -1,0 +1,143 @@
+"""Plans a run on a TPU slice before it is rented: does it fit, how fast is it, how long is it.
+
+The TPU compiler, which needs no TPU, compiles the very step that train.py would run; what is told
+are its own figures and arithmetic on them. No chip was asked. Answers of the compiler are kept in
+--cache, so that the same question is answered at once. The compiler comes with
+pip install 'llava-jax[tpu]'.
+
+Exit codes: 0 it fits, 1 it does not, 2 something to mend.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from llava_jax import cli, files
+from llava_jax import config as configs
+from llava_jax.config import Config
+from llava_jax.planner import plan as plans
+from llava_jax.planner.compiling import DoesNotFit
+from llava_jax.planner.plan import Plan
+
+EXAMPLE = "python launch/plan.py --config configs/stage2.py:v1.5-7b --topology v5e-16"
+_WIDTH = 40
+
+
+def main() -> int:
+    parser = cli.parser(__doc__, EXAMPLE)
+    parser.add_argument(
+        "--topology", required=True, metavar="SLICE", help="v5e-16, v5p-128, 2xv5e-256, …"
+    )
+    parser.add_argument(
+        "--rows_per_chip", type=int, default=0, metavar="N", help="default: the recipe's batch"
+    )
+    parser.add_argument(
+        "--text_only", action="store_true", help="the language model alone, all of it training"
+    )
+    parser.add_argument("--json", metavar="FILE", help="the figures")
+    parser.add_argument("--dump_hlo", metavar="FILE", help="the scheduled program")
+    parser.add_argument(
+        "--cache", default="~/.cache/llava_jax/planned", metavar="DIR", help="of the compiler"
+    )
+    options, config = configs.parse_arguments(parser)
+    if options.rows_per_chip < 0:
+        raise ValueError(f"got --rows_per_chip {options.rows_per_chip}, expected 1 or more")
+    print(f"compiling {config.name} for {options.topology}…", file=sys.stderr, flush=True)
+    try:
+        plan, text = plans.plan(
+            config,
+            options.topology,
+            rows_per_chip=options.rows_per_chip,
+            text_only=options.text_only,
+            folder=files.path(options.cache).expanduser(),
+        )
+    except DoesNotFit as too_much:
+        print(refusal(too_much, config, options.rows_per_chip))
+        return 1
+    if options.json:
+        files.write_json(files.path(options.json), dataclasses.asdict(plan))
+    if options.dump_hlo:
+        files.write_text(files.path(options.dump_hlo), text)
+    print(told(plan))
+    return 0
+
+
+def told(plan: Plan) -> str:
+    gib, tera = 2**30, 1e12
+    kernels = sum(plan.kernel_flops.values())
+    figures = {
+        "run": f"{plan.config} on {plan.topology}: {plan.chips} chips, each with "
+        f"{plan.rows_per_chip} rows of {plan.row_tokens:,} tokens a step",
+        "parameters": f"{plan.parameters:,}, of which {plan.trained_parameters:,} train",
+        "FLOPs a step": f"{plan.model_flops / tera:.1f} T of the model's, "
+        f"{plan.compiled_flops / tera:.1f} T compiled and {kernels / tera:.1f} T in "
+        f"{sum(plan.kernel_calls.values()):.0f} attention kernels",
+        "collectives": "; ".join(
+            f"{kind} {nbytes / 1e9:.2f} GB" for kind, nbytes in plan.collective_bytes.items()
+        ),
+        "a step": f"{plan.step_seconds:.3f} s: {plan.compute_seconds:.3f} s of compute beside "
+        f"{plan.asynchronous_seconds:.3f} s of asynchronous collectives, then "
+        f"{plan.synchronous_seconds:.3f} s of synchronous ones",
+        "static MFU": f"{100 * plan.static_mfu:.1f} %",
+        "a second": f"{plan.conversations_per_second:,.1f} conversations, "
+        f"{plan.tokens_per_second:,.0f} tokens, {plan.images_per_second:,.1f} pictures "
+        f"(assumed: {plan.conversation_tokens} tokens a conversation)",
+        "the run": f"{plan.steps:,} steps, {plan.hours:.1f} h, {plan.chip_hours:,.0f} chip-hours"
+        if plan.steps
+        else "of how many conversations is not known",
+        "the recipe's batch": f"{plan.recipe_rows} rows a step, which keep so many chips busy"
+        f"{'' if plan.recipe_rows >= plan.chips else f'; here {plan.chips} have one each'}",
+        "compiled": "before" if plan.compiled_before else f"in {plan.compile_seconds:.0f} s",
+    }
+    memory = {
+        "weights": plan.weight_bytes / gib,
+        "optimizer": plan.optimizer_bytes / gib,
+        "activations and gradients": plan.activation_bytes / gib,
+        "free": (plan.hbm_bytes - plan.peak_hbm_bytes) / gib,
+    }
+    return "\n".join(
+        [
+            *(f"{name:20}{said}" for name, said in figures.items()),
+            "",
+            *bars(f"HBM of a chip, {plan.hbm_bytes / gib:.2f} GiB", memory, "GiB"),
+            "",
+            *bars("time of a step", plan.seconds_by_part, "s"),
+            "",
+            "All of it is the compiler's opinion and arithmetic; no chip was asked.",
+        ]
+    )
+
+
+def bars(title: str, sizes: Mapping[str, float], unit: str) -> list[str]:
+    total = sum(sizes.values())
+    return [title] + [
+        f"  {name:26}{size:9.3f} {unit:4}{100 * size / total:5.1f} %  "
+        + "█" * round(_WIDTH * size / total)
+        for name, size in sizes.items()
+    ]
+
+
+def refusal(too_much: DoesNotFit, config: Config, plan_rows: int) -> str:
+    compute = config.compute
+    tries = [
+        "--rows_per_chip 1" if plan_rows > 1 else "",
+        "--config.compute.remat=full" if compute.remat != "full" else "",
+        "--config.compute.loss_pieces=16" if compute.loss_pieces < 16 else "",
+        f"--config.batch.tokens={config.batch.tokens // 2}" if config.batch.tokens > 2048 else "",
+        "a larger slice",
+    ]
+    return "\n".join(
+        [
+            f"does not fit: a chip needs {too_much.needed / 2**30:.2f} GiB, and has "
+            f"{too_much.limit / 2**30:.2f}",
+            *(f"  {line}" for line in too_much.largest),
+            f"to try: {'; '.join(filter(None, tries))}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

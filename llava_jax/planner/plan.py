@@ -1,0 +1,211 @@
+"""A run on a TPU slice that is not there: does it fit, how fast is it, how long does it take.
+
+What is compiled is the step that train.py runs, from shapes alone. Its figures are the compiler's
+own and arithmetic on them (costs.py); no chip was asked.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from llava_jax import batch as batches
+from llava_jax import files, flops, model_folder, optim
+from llava_jax import program as programs
+from llava_jax.config import Config
+from llava_jax.models.llava import LlavaConfig, released
+from llava_jax.planner import compiling, costs, scheduled
+from llava_jax.planner.chips import CHIPS
+from llava_jax.planner.topology import Topology, topology
+from llava_jax.program import Program
+
+# Tokens of a conversation beyond its picture: assumed where its data is not there to be counted.
+_TEXT = {"llava_pretrain": 30, "llava_instruct": 350, "science_qa": 300}
+_FILLED = 0.95  # of packed rows; see docs/results.md
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """bytes, FLOPs, cycles and seconds: a chip's, of a step. step_seconds: see costs.py.
+    seconds_by_part add up to it. conversation_tokens: assumed, a picture's with them. recipe_rows:
+    a step's, of the recipe's own batch; so many chips it keeps busy."""
+
+    config: str
+    topology: str
+    chips: int
+    rows_per_chip: int
+    row_tokens: int
+    parameters: int
+    trained_parameters: int
+    weight_bytes: int
+    optimizer_bytes: int
+    peak_hbm_bytes: int
+    hbm_bytes: int
+    model_flops: float
+    compiled_flops: float
+    kernel_flops: Mapping[str, float]
+    kernel_calls: Mapping[str, float]
+    cycles: float
+    seconds_by_part: Mapping[str, float]
+    collective_bytes: Mapping[str, float]
+    compute_seconds: float
+    asynchronous_seconds: float
+    synchronous_seconds: float
+    step_seconds: float
+    static_mfu: float
+    conversation_tokens: int
+    recipe_rows: int
+    conversations_per_second: float
+    tokens_per_second: float
+    images_per_second: float
+    steps: int
+    hours: float
+    compile_seconds: float
+    compiled_before: bool
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.peak_hbm_bytes - self.weight_bytes - self.optimizer_bytes
+
+    @property
+    def chip_hours(self) -> float:
+        return self.hours * self.chips
+
+
+def plan(
+    config: Config,
+    slice_name: str,
+    *,
+    rows_per_chip: int = 0,
+    text_only: bool = False,
+    folder: epath.Path,
+) -> tuple[Plan, str]:
+    """The plan, and the text of the scheduled program. rows_per_chip 0: as many as the recipe's
+    batch needs, at least one. folder: where answers of the compiler are kept."""
+    target = topology(slice_name)
+    architecture = _architecture(config)
+    if text_only:
+        config = dataclasses.replace(
+            config, optim=dataclasses.replace(config.optim, trains=("language/.*",))
+        )
+    mean = _conversation_tokens(config, architecture)
+    recipe_rows = _recipe_rows(config, mean)
+    rows_per_chip = rows_per_chip or max(1, math.ceil(recipe_rows / target.chips))
+    rows = target.chips * rows_per_chip
+    layout = programs.layout_of(config.compute, target.devices())
+    program = programs.program(config, architecture, layout, steps=1000, rows=rows)
+    images = 0 if text_only else config.batch.images
+    compiled = compiling.compile_for(
+        _lowered(program, config, rows, images), target, options(config, target), folder
+    )
+
+    chip = CHIPS[target.generation]
+    read = scheduled.read(compiled.text)
+    cost = costs.of_program(read, chips_per_slice=target.chips // target.slices)
+    seconds = cost.seconds(chip)
+    parts = optim.parts(program.like.trainable, program.frozen_like)
+    model_flops = _model_flops(config, architecture, rows_per_chip, images)
+    row_conversations = config.batch.tokens * _FILLED / mean if config.batch.pack else 1
+    conversations = sum(source.size * source.epochs for source in config.data.sources.values())
+    steps = math.ceil(conversations * config.epochs / (rows * row_conversations))
+    return (
+        Plan(
+            config=config.name,
+            topology=slice_name,
+            chips=target.chips,
+            rows_per_chip=rows_per_chip,
+            row_tokens=config.batch.tokens,
+            parameters=sum(part.parameters for part in parts),
+            trained_parameters=sum(part.parameters for part in parts if part.trains),
+            weight_bytes=sum(part.weight_bytes for part in parts),
+            optimizer_bytes=sum(part.moment_bytes for part in parts),
+            peak_hbm_bytes=compiled.peak,
+            hbm_bytes=chip.hbm,
+            model_flops=model_flops,
+            compiled_flops=cost.matmul_flops,
+            kernel_flops=cost.kernel_flops,
+            kernel_calls=cost.kernel_calls,
+            cycles=cost.all_cycles,
+            seconds_by_part=cost.seconds_by_part(chip),
+            collective_bytes=cost.bytes_by_kind(),
+            compute_seconds=cost.compute_seconds(chip),
+            asynchronous_seconds=cost.collective_seconds(chip, asynchronous=True),
+            synchronous_seconds=cost.collective_seconds(chip, asynchronous=False),
+            step_seconds=seconds,
+            static_mfu=model_flops / seconds / chip.flops,
+            conversation_tokens=mean,
+            recipe_rows=recipe_rows,
+            conversations_per_second=rows * row_conversations / seconds,
+            tokens_per_second=rows * row_conversations * mean / seconds,
+            images_per_second=rows * images / seconds,
+            steps=steps,
+            hours=steps * seconds / 3600,
+            compile_seconds=compiled.seconds,
+            compiled_before=compiled.kept,
+        ),
+        compiled.text,
+    )
+
+
+def options(config: Config, target: Topology) -> dict[str, str]:
+    """What the compiler is told beside the program."""
+    return {}
+
+
+def _architecture(config: Config) -> LlavaConfig:
+    folder = files.path(config.model.start)
+    if config.model.start and model_folder.is_model_folder(folder):
+        found = model_folder.read(folder).about.config
+    elif config.model.architecture:
+        found = released(config.model.architecture)
+    else:
+        raise ValueError(
+            f"got {config.name}, whose model folder {config.model.start!r} is not here and whose "
+            "config names no released architecture (config.model.architecture); expected either"
+        )
+    if config.model.lora.rank:
+        lora = dataclasses.replace(found.language.lora, **dataclasses.asdict(config.model.lora))
+        language = dataclasses.replace(found.language, lora=lora)
+        found = dataclasses.replace(found, language=language)
+    return found
+
+
+def _conversation_tokens(config: Config, architecture: LlavaConfig) -> int:
+    """On average, by source."""
+    sources = config.data.sources.values()
+    total = sum(max(1, source.size) for source in sources)
+    mean = sum(max(1, source.size) * _TEXT[source.builder] for source in sources) / total
+    longest = config.data.conversation_tokens
+    return min(longest, architecture.tokens_per_image + round(mean))
+
+
+def _recipe_rows(config: Config, mean: int) -> int:
+    conversations = config.batch.conversations
+    if not config.batch.pack:
+        return conversations
+    return math.ceil(conversations * mean / (config.batch.tokens * _FILLED))
+
+
+def _lowered(program: Program, config: Config, rows: int, images: int) -> Any:
+    layout = program.layout
+    batch = batches.shape_batch(
+        rows=rows, tokens=config.batch.tokens, images=images, image_size=config.data.image_size
+    )
+    placed = jax.tree.map(
+        lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
+        batch,
+        layout.batch_shardings(batch),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=layout.replicated)
+    return program.step.lower(program.like, program.frozen_like, placed, key)
+
+
+def _model_flops(config: Config, architecture: LlavaConfig, rows: int, images: int) -> float:
+    """Of a chip's rows, each full, and one causal triangle."""
+    of = flops.costs(architecture, config.optim.trains)
+    tokens = config.batch.tokens
+    return of.step(tokens=rows * tokens, pairs=rows * tokens**2 / 2, images=rows * images)

@@ -1,0 +1,244 @@
+"""A plan, from a program that the compiler made before; and what the verb makes of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from etils import epath
+
+from launch import plan as verb
+from llava_jax import config as configs
+from llava_jax.planner import compiling, plan
+from llava_jax.planner.chips import CHIPS
+from llava_jax.planner.compiling import Compiled, DoesNotFit
+from llava_jax.planner.topology import Topology
+
+PROGRAM = (Path(__file__).parents[1] / "planner" / "programs" / "v5e-4.txt").read_text()
+STAGE_2 = "configs/stage2.py:v1.5-7b"
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Stands for the TPU's: it takes the step of a small slice of this machine, and has one answer
+    or one refusal. Gives what it was asked."""
+    asked = {}
+
+    def compile_for(lowered, topology, options, folder):
+        asked.update(lowered=lowered, topology=topology)
+        if refusal := asked.get("refusal"):
+            raise refusal
+        return Compiled(PROGRAM, peak=11 << 30, arguments=9 << 30, seconds=61.0, kept=False)
+
+    monkeypatch.setattr(compiling, "compile_for", compile_for)
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices()[: self.chips])
+    return asked
+
+
+def tiny(**changes: str) -> configs.Config:
+    return configs.load(STAGE_2, {"model.start": "", "compute.attention": "xla", **changes})
+
+
+def test_a_plan_of_the_recipe(compiler):
+    made, text = plan.plan(tiny(), "v5e-4", folder=epath.Path("unused"))
+    assert text == PROGRAM
+    # 128 conversations of 576 + 350 tokens in rows of 4,096, of which a twentieth stays empty.
+    assert (made.conversation_tokens, made.recipe_rows, made.rows_per_chip) == (926, 31, 8)
+    assert compiler["lowered"].in_tree.num_leaves > 20
+    assert made.parameters == 7_050_304_512
+    assert made.trained_parameters == 6_738_415_616 + 20_979_712
+    # Sharded over 4: f32 and two moments of what trains, bf16 of the tower, but for its vectors.
+    assert made.optimizer_bytes == pytest.approx(8 * made.trained_parameters / 4, rel=1e-3)
+    assert made.weight_bytes == pytest.approx(
+        (4 * made.trained_parameters + 2 * 290_909_184) / 4, rel=2e-3
+    )
+    assert made.peak_hbm_bytes == 11 << 30
+    # 6N of what trains, 2N of the tower's tokens, causal attention halved, in 8 rows of 4,096.
+    tokens = 8 * 4096
+    attention = 6 * 32 * 4096 * 8 * 4096**2
+    language = 6 * (6_738_415_616 - 32000 * 4096 - 65 * 4096) * tokens
+    assert made.model_flops == pytest.approx(language + attention, rel=0.04)
+    assert made.model_flops > language + attention
+    chip = CHIPS["v5e"]
+    assert made.static_mfu == made.model_flops / made.step_seconds / chip.flops
+    assert sum(made.seconds_by_part.values()) == pytest.approx(made.step_seconds)
+    assert made.steps == -(-665_298 // round(32 * 4096 * 0.95 / 926, 9))
+    assert made.chip_hours == 4 * made.steps * made.step_seconds / 3600
+
+
+def test_text_alone_is_the_language_model_with_no_picture(compiler):
+    made, _ = plan.plan(
+        tiny(**{"batch.tokens": "2048"}),
+        "v5e-4",
+        rows_per_chip=4,
+        text_only=True,
+        folder=epath.Path("unused"),
+    )
+    assert made.trained_parameters == 6_738_415_616
+    # The figure that other programs' are compared by: 338 TF for LLaMA-7B.
+    assert made.model_flops == pytest.approx(3.379e14, rel=2e-3)
+    assert made.images_per_second == 0
+
+
+def test_lora_and_stage_1(compiler):
+    folder = epath.Path("unused")
+    changes = {"model.start": "", "compute.attention": "xla"}
+    lora, _ = plan.plan(
+        configs.load("configs/lora.py:v1.5-7b", changes), "v5e-4", rows_per_chip=1, folder=folder
+    )
+    stage_1, _ = plan.plan(
+        configs.load("configs/stage1.py:v1.5-7b", changes), "v5e-4", rows_per_chip=1, folder=folder
+    )
+    assert stage_1.trained_parameters == 20_979_712
+    assert lora.trained_parameters > 300e6
+    assert lora.weight_bytes - stage_1.weight_bytes == pytest.approx(
+        4 * (lora.trained_parameters - 20_979_712) / 4, rel=1e-2
+    )
+
+
+def test_an_architecture_that_nobody_knows(compiler):
+    with pytest.raises(ValueError, match=r"names no released architecture \(config\.model\.arch"):
+        plan.plan(tiny(**{"model.architecture": ""}), "v5e-4", folder=epath.Path("unused"))
+
+
+# --- the verb ---
+
+
+@pytest.fixture
+def planned(compiler, run_verb, tmp_path):
+    def run(*options: object):
+        small = ["--config.model.start=", "--config.compute.attention=xla"]
+        return run_verb(verb, "--config", STAGE_2, "--topology", "v5e-4", *small, *options)
+
+    return run
+
+
+def test_the_verb_tells_and_writes_its_figures(planned, tmp_path):
+    file, program = tmp_path / "plan.json", tmp_path / "program.txt"
+    ended = planned("--json", file, "--dump_hlo", program)
+    assert ended.code == 0, ended.err
+    assert program.read_text() == PROGRAM
+    figures = json.loads(file.read_text())
+    wanted = "static_mfu cycles step_seconds peak_hbm_bytes model_flops compiled_flops".split()
+    assert all(figures[name] > 0 for name in wanted)
+    assert figures["collective_bytes"]["all-gather"] > 0
+    for said in (
+        "stage2-v1.5-7b on v5e-4: 4 chips, each with 8 rows of 4,096 tokens",
+        "7,050,304,512, of which 6,759,395,328 train",
+        "31 rows a step, which keep so many chips busy",
+        "HBM of a chip, 15.75 GiB",
+        "waiting for other chips",
+        "no chip was asked",
+    ):
+        assert said in ended.out
+
+
+def test_what_does_not_fit_is_told_with_what_to_try(planned, compiler, tmp_path):
+    compiler["refusal"] = DoesNotFit(20 * 2**30, 15.75 * 2**30, ("3.4G f32[32,1024] some/op",))
+    ended = planned("--rows_per_chip", 4, "--json", tmp_path / "plan.json")
+    assert ended.code == 1, ended.err
+    assert "does not fit: a chip needs 20.00 GiB, and has 15.75" in ended.out
+    assert "3.4G f32[32,1024] some/op" in ended.out
+    assert "to try: --rows_per_chip 1; " in ended.out
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rows_per_chip", "-1"], "got --rows_per_chip -1, expected 1 or more"),
+        (["--topology", "v5e-3"], "unknown TPU slice 'v5e-3'"),
+        (["--config.compute.fsdp=3"], r"mesh of 1×3×1"),
+    ],
+)
+def test_bad_input(planned, options, said):
+    ended = planned(*options)
+    assert ended.code == 2
+    assert said in ended.err
+
+
+# --- answers of the compiler are kept ---
+
+
+class Lowered:
+    def __init__(self, text: str, answer: object):
+        self.text, self.answer, self.compiled = text, answer, 0
+
+    def as_text(self) -> str:
+        return self.text
+
+    def compile(self, compiler_options):
+        self.compiled += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Answer:
+    @dataclasses.dataclass(frozen=True)
+    class Memory:
+        peak_memory_in_bytes: int = 5
+        argument_size_in_bytes: int = 3
+
+    def memory_analysis(self) -> Memory:
+        return self.Memory()
+
+    def as_text(self) -> str:
+        return "HloModule m"
+
+
+def test_an_answer_is_kept_by_all_that_was_asked(tmp_path):
+    folder = epath.Path(tmp_path / "kept")
+    lowered = Lowered("a program", Answer())
+    ask = compiling.compile_for
+    first = ask(lowered, "v5e-4", {"a": "1"}, folder)
+    again = ask(lowered, "v5e-4", {"a": "1"}, folder)
+    assert (first.text, first.peak, first.kept, again.kept) == ("HloModule m", 5, False, True)
+    assert again[:3] == first[:3]
+    ask(lowered, "v5e-8", {"a": "1"}, folder)
+    ask(lowered, "v5e-4", {"a": "2"}, folder)
+    assert lowered.compiled == 3
+    (*_, last) = sorted((tmp_path / "kept").iterdir())
+    last.write_bytes(last.read_bytes()[:20])  # a machine that went down
+    for topology, options in (("v5e-4", {"a": "1"}), ("v5e-8", {"a": "1"}), ("v5e-4", {"a": "2"})):
+        assert ask(lowered, topology, options, folder).text == "HloModule m"
+    assert lowered.compiled == 4
+
+
+REFUSALS = {
+    # libtpu 0.0.42.1, stage 2 of 7B on v5e-4
+    "early": (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (30.29G) exceeds available HBM (15.75G).",
+        30.29,
+        (),
+    ),
+    "with a list": (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.20G of 15.75G hbm. "
+        "Exceeded hbm capacity by 1.45G.\n\n  Largest program allocations in hbm:\n\n"
+        '  1. Size: 2.00G\n     Operator: op_name="jit(step)/gate" source_file="x.py"\n'
+        "     Shape: bf16[32,8192,4096]{2,1,0}\n     Unpadded size: 2.00G\n",
+        17.20,
+        ("2.00G bf16[32,8192,4096] jit(step)/gate",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_is_read_and_kept(tmp_path, name):
+    said, needed, largest = REFUSALS[name]
+    lowered = Lowered("a program", jax.errors.JaxRuntimeError(said))
+    for _ in range(2):
+        with pytest.raises(DoesNotFit, match=r"of 15\.75 GiB") as refused:
+            compiling.compile_for(lowered, "v5e-4", {}, epath.Path(tmp_path))
+        assert refused.value.needed == pytest.approx(needed * 2**30)
+        assert refused.value.largest == largest
+    assert lowered.compiled == 1
+
+
+def test_another_error_of_the_compiler_is_a_bug(tmp_path):
+    lowered = Lowered("a program", jax.errors.JaxRuntimeError("INTERNAL: oh"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oh"):
+        compiling.compile_for(lowered, "v5e-4", {}, epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
