@@ -278,7 +278,7 @@ def compiled(program: Program, *arguments: Any) -> Any:
     """The step as one program: with anything else than these shapes it cannot be called."""
     say("compiling…")
     begin = time.perf_counter()
-    step = program.step.lower(*arguments).compile()
+    step = program.step.lower(*arguments).compile(compiler_options=dict(program.options))
     say(f"compiled in {time.perf_counter() - begin:.1f} s{telling.memory_of(step)}")
     return step
 

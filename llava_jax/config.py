@@ -151,7 +151,8 @@ class Compute:
     left. fsdp (0,) follows a TPU's torus, one axis along each of its dimensions, and `data` is then
     at least the number of slices. gather: of sharded weights, see sharding.Layout. dtype, remat,
     scan: see models.stack.Compute; attention: 'auto' is splash on a TPU, else xla. parts: a step's
-    rows are taken in so many, one after another. loss_pieces: of a row, for its logits.
+    rows are taken in so many, one after another. loss_pieces: of a row, for its logits. compiler:
+    what it is told, 'NAME=VALUE,NAME=VALUE'; 'auto' is program.COMPILER for the chip, '' nothing.
     cache: where compiled programs are kept; '' = nowhere.
     """
 
@@ -165,6 +166,7 @@ class Compute:
     scan: bool = True
     parts: int = 1
     loss_pieces: int = 1
+    compiler: str = "auto"
     cache: str = "~/.cache/llava_jax/compiled"
 
 

@@ -4,6 +4,8 @@ Everything here is made of shapes; no weight is read.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +18,22 @@ from llava_jax.optim import AdamW, Params
 from llava_jax.sharding import Layout, MeshShape, leaf_paths, make_mesh
 from llava_jax.step import State
 
+# By what JAX calls the chip: what makes this program faster on it; docs/log.md has what was tried.
+# The compiler's own 16 MiB of VMEM leave the large products at three quarters of their speed.
+_VMEM = "xla_tpu_scoped_vmem_limit_kib"
+COMPILER: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "TPU v5 lite": {_VMEM: str(64 << 10)},
+        "TPU v5": {_VMEM: str(48 << 10)},
+        "TPU v5p": {_VMEM: str(48 << 10)},
+        "TPU v6 lite": {_VMEM: str(96 << 10)},
+    }
+)
+
 
 class Program(NamedTuple):
     """step and measure are jitted: arguments and results lie as `layout` says. like: a state's
-    shapes, where each lies; frozen_like: of what does not train."""
+    shapes, where each lies; frozen_like: of what does not train. options: the compiler's."""
 
     layout: Layout
     model: Llava
@@ -29,6 +43,7 @@ class Program(NamedTuple):
     init: Any
     step: Any
     measure: Any
+    options: Mapping[str, str]
 
 
 def layout_of(compute: Compute, devices: list[Any]) -> Layout:
@@ -112,7 +127,20 @@ def program(
         init=init,
         step=jax.jit(training, out_shardings=(lies, layout.replicated), donate_argnums=0),
         measure=jax.jit(measuring, out_shardings=layout.replicated),
+        options=compiler_options(compute, layout.devices[0]),
     )
+
+
+def compiler_options(compute: Compute, device: Any) -> Mapping[str, str]:
+    if compute.compiler == "auto":
+        return COMPILER.get(device.device_kind, {})
+    pairs = [pair.partition("=") for pair in compute.compiler.split(",") if pair]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise ValueError(
+            f"got config.compute.compiler = {compute.compiler!r}, expected 'auto', or NAME=VALUE "
+            f"with commas between; {wrong[0]!r} is none"
+        )
+    return {name: value for name, _, value in pairs}
 
 
 def model_of(compute: Compute, architecture: LlavaConfig, layout: Layout) -> Llava:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -160,6 +160,47 @@ def test_the_mean_of_groups_means(file, batches, devices):
     total = np.sum(loss_RT * weight_RT) / np.sum(weight_RT)
     assert abs(np.mean(means) / total - 1) > 1e-5  # else it would prove nothing
     np.testing.assert_allclose(run(batches[0])[0], np.mean(means), rtol=1e-6)
+
+
+# --- on a TPU ---
+
+
+class Chip(NamedTuple):
+    coords: tuple[int, ...]
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+@pytest.mark.parametrize(
+    ("grid", "slices", "expected"),
+    [
+        ((4, 2, 1), 1, MeshShape(1, (4, 2))),
+        ((4, 4, 4), 1, MeshShape(1, (4, 4, 4))),
+        ((2, 2, 1), 3, MeshShape(3, (2, 2))),
+        ((1, 1, 1), 1, MeshShape(1, (1,))),
+    ],
+)
+def test_the_torus_is_seen(grid, slices, expected):
+    chips: list[Any] = [
+        Chip(place, number) for number in range(slices) for place in np.ndindex(grid)
+    ]
+    assert program.torus_of(chips) == expected
+    assert len(chips) == 1 or program.torus_of(chips[1:]) is None
+    two_cores = [chip for chip in chips for _ in range(2)]
+    assert program.torus_of(two_cores) is None
+    assert program.torus_of(jax.devices()) is None
+
+
+def test_what_the_compiler_is_told():
+    compute, chip = config.Compute(), Chip((0, 0, 0))
+    assert program.compiler_options(compute, chip) == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+    assert program.compiler_options(compute, jax.devices()[0]) == {}
+    own = dataclasses.replace(compute, compiler="a=1,b=x y")
+    assert program.compiler_options(own, chip) == {"a": "1", "b": "x y"}
+    assert program.compiler_options(dataclasses.replace(compute, compiler=""), chip) == {}
+    with pytest.raises(ValueError, match=r"config\.compute\.compiler = 'fast', expected 'auto'"):
+        program.compiler_options(dataclasses.replace(compute, compiler="fast"), chip)
 
 
 # --- what is frozen costs nothing ---

@@ -19,7 +19,7 @@ from llava_jax.config import Config
 from llava_jax.models.llava import LlavaConfig, released
 from llava_jax.planner import compiling, costs, scheduled
 from llava_jax.planner.chips import CHIPS
-from llava_jax.planner.topology import Topology, topology
+from llava_jax.planner.topology import topology
 from llava_jax.program import Program
 
 # Tokens of a conversation beyond its picture: assumed where its data is not there to be counted.
@@ -99,7 +99,7 @@ def plan(
     program = programs.program(config, architecture, layout, steps=1000, rows=rows)
     images = 0 if text_only else config.batch.images
     compiled = compiling.compile_for(
-        _lowered(program, config, rows, images), target, options(config, target), folder
+        _lowered(program, config, rows, images), target, program.options, folder
     )
 
     chip = CHIPS[target.generation]
@@ -148,11 +148,6 @@ def plan(
         ),
         compiled.text,
     )
-
-
-def options(config: Config, target: Topology) -> dict[str, str]:
-    """What the compiler is told beside the program."""
-    return {}
 
 
 def _architecture(config: Config) -> LlavaConfig:
