@@ -5,7 +5,7 @@ are its own figures and arithmetic on them. No chip was asked. Answers of the co
 --cache, so that the same question is answered at once. The compiler comes with
 pip install 'llava-jax[tpu]'.
 
-Exit codes: 0 it fits, 1 it does not, 2 something to mend.
+Exit codes: 0 it fits, 3 it does not, 2 something to mend.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.plan import Plan
 
 EXAMPLE = "python launch/plan.py --config configs/stage2.py:v1.5-7b --topology v5e-16"
+DOES_NOT_FIT = 3
 _WIDTH = 40
 
 
@@ -56,7 +57,7 @@ def main() -> int:
         )
     except DoesNotFit as too_much:
         print(refusal(too_much, config, options.rows_per_chip))
-        return 1
+        return DOES_NOT_FIT
     if options.json:
         files.write_json(files.path(options.json), dataclasses.asdict(plan))
     if options.dump_hlo:

@@ -137,7 +137,7 @@ def test_the_verb_tells_and_writes_its_figures(planned, tmp_path):
 def test_what_does_not_fit_is_told_with_what_to_try(planned, compiler, tmp_path):
     compiler["refusal"] = DoesNotFit(20 * 2**30, 15.75 * 2**30, ("3.4G f32[32,1024] some/op",))
     ended = planned("--rows_per_chip", 4, "--json", tmp_path / "plan.json")
-    assert ended.code == 1, ended.err
+    assert ended.code == verb.DOES_NOT_FIT, ended.err
     assert "does not fit: a chip needs 20.00 GiB, and has 15.75" in ended.out
     assert "3.4G f32[32,1024] some/op" in ended.out
     assert "to try: --rows_per_chip 1; " in ended.out
