@@ -18,9 +18,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from llava_jax import cli, files
 from llava_jax import config as configs
 from llava_jax.config import Config
+from llava_jax.data import report
 from llava_jax.planner import plan as plans
+from llava_jax.planner import search as searching
 from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.plan import Plan
+from llava_jax.planner.search import Try
 
 EXAMPLE = "python launch/plan.py --config configs/stage2.py:v1.5-7b --topology v5e-16"
 DOES_NOT_FIT = 3
@@ -38,6 +41,9 @@ def main() -> int:
     parser.add_argument(
         "--text_only", action="store_true", help="the language model alone, all of it training"
     )
+    parser.add_argument(
+        "--search", action="store_true", help="try what is kept, rows of a chip and gathers; slow"
+    )
     parser.add_argument("--json", metavar="FILE", help="the figures")
     parser.add_argument("--dump_hlo", metavar="FILE", help="the scheduled program")
     parser.add_argument(
@@ -46,6 +52,18 @@ def main() -> int:
     options, config = configs.parse_arguments(parser)
     if options.rows_per_chip < 0:
         raise ValueError(f"got --rows_per_chip {options.rows_per_chip}, expected 1 or more")
+    folder = files.path(options.cache).expanduser()
+    if options.search:
+        tries = searching.search(
+            config,
+            options.topology,
+            text_only=options.text_only,
+            rows=(options.rows_per_chip,) if options.rows_per_chip else searching.ROWS,
+            folder=folder,
+            on_try=lambda each: print(" ".join(line(each)), file=sys.stderr, flush=True),
+        )
+        print(report.table(HEAD, [line(each) for each in tries]))
+        return 0 if any(each.plan for each in tries) else DOES_NOT_FIT
     print(f"compiling {config.name} for {options.topology}…", file=sys.stderr, flush=True)
     try:
         plan, text = plans.plan(
@@ -53,7 +71,7 @@ def main() -> int:
             options.topology,
             rows_per_chip=options.rows_per_chip,
             text_only=options.text_only,
-            folder=files.path(options.cache).expanduser(),
+            folder=folder,
         )
     except DoesNotFit as too_much:
         print(refusal(too_much, config, options.rows_per_chip))
@@ -64,6 +82,23 @@ def main() -> int:
         files.write_text(files.path(options.dump_hlo), text)
     print(told(plan))
     return 0
+
+
+HEAD = ("gather", "remat", "rows a chip", "a step, s", "static MFU", "peak, GiB", "tokens/s")
+
+
+def line(found: Try) -> tuple[str, ...]:
+    names = (found.gather, found.remat, str(found.rows_per_chip))
+    if found.plan is None:
+        needed = f"needs {found.needed / 2**30:.1f}" if found.needed else "needs more"
+        return (*names, "does not fit", "", needed, "")
+    return (
+        *names,
+        f"{found.plan.step_seconds:.3f}",
+        f"{100 * found.plan.static_mfu:.1f} %",
+        f"{found.plan.peak_hbm_bytes / 2**30:.2f}",
+        f"{found.plan.tokens_per_second:,.0f}",
+    )
 
 
 def told(plan: Plan) -> str:

@@ -133,7 +133,11 @@ def _middle(steps: Steps, name: str, of: Callable[[np.ndarray], Any], scale: flo
 
 def _left(lately: Steps, steps: int) -> str:
     seconds = _column(lately, "seconds_step")[1]
-    return f"about {_duration(float(np.median(seconds)) * steps)} to go" if seconds.size else ""
+    if steps == 0:
+        return "none to go"
+    if not seconds.size:
+        return ""
+    return f"about {_duration(float(np.median(seconds)) * steps)} to go"
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from etils import epath
 
 from launch import plan as verb
 from llava_jax import config as configs
-from llava_jax.planner import compiling, plan
+from llava_jax.planner import compiling, plan, search
 from llava_jax.planner.chips import CHIPS
 from llava_jax.planner.compiling import Compiled, DoesNotFit
 from llava_jax.planner.topology import Topology
@@ -142,6 +142,37 @@ def test_what_does_not_fit_is_told_with_what_to_try(planned, compiler, tmp_path)
     assert "3.4G f32[32,1024] some/op" in ended.out
     assert "to try: --rows_per_chip 1; " in ended.out
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_search_tries_what_may_fit_and_lists_the_fastest_first(planned, compiler, monkeypatch):
+    """The answers' only difference is the peak: here by the rows and by what is kept."""
+    tried = []
+    answer = compiling.compile_for
+
+    def compile_for(lowered, topology, options, folder):
+        tried.append(lowered)
+        if len(tried) in (3, 5):  # one row: the third policy; two rows: the second
+            raise DoesNotFit(20 * 2**30, 15.75 * 2**30, ())
+        return answer(lowered, topology, options, folder)
+
+    monkeypatch.setattr(compiling, "compile_for", compile_for)
+    monkeypatch.setattr(search, "GATHERS", ("explicit",))
+    ended = planned("--search")
+    assert ended.code == 0, ended.err
+    head, *lines = ended.out.splitlines()
+    assert head.split()[:2] == ["gather", "remat"]
+    assert len(lines) == 15
+    assert len(tried) == 6  # 1 row: full, attention, and one too many; 2: full and one; 4: full
+    # The same program's time for more rows: more of them a second.
+    fitting = [line.split()[:3] for line in lines[:4]]
+    assert fitting == [
+        ["explicit", "full", "4"],
+        ["explicit", "full", "2"],
+        ["explicit", "full", "1"],
+        ["explicit", "attention", "1"],
+    ]
+    assert all("does not fit" in line for line in lines[4:])
+    assert sum("needs 20.0" in line for line in lines) == 2
 
 
 @pytest.mark.parametrize(

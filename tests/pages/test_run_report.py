@@ -110,6 +110,7 @@ def test_tiles():
         "dropped examples": "1so far",
     }
     assert "MFU" not in tiles(page(steps=steps(3)))
+    assert tiles(page(steps=steps(3), total=3))["time in steps"] == "0 min 02 snone to go"
 
 
 def test_a_run_that_has_not_begun():
