@@ -147,7 +147,7 @@ def read(text: str) -> Scheduled:
     entry, here = "", None
     lines = iter(text.split("\n"))
     for line in lines:
-        if line == "}":
+        if line == "}" or line.startswith("}, execution_thread"):
             here = None
         elif here is None:
             if head := _HEAD.match(line):

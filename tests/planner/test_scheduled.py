@@ -107,7 +107,7 @@ LOOP = """HloModule m, is_scheduled=true
 %turn (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[], f32[8]{0}) parameter(0)
   ROOT %t = (s32[], f32[8]{0}) tuple(%p)
-}
+}, execution_thread="sparsecore"
 
 %more (p.1: (s32[], f32[8])) -> pred[] {
   %p.1 = (s32[], f32[8]{0}) parameter(0)
