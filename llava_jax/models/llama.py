@@ -196,7 +196,10 @@ class LlamaBlock(nn.Module):
             y = dense(name, heads * c.size_of_head, y_BTD)
             y = y.reshape(rows, tokens, heads, c.size_of_head)
             y = placement.constrain(y, ("batch", None, "heads", None))
-            by_head[name] = keep(y if name == "v" else rotate(y, cos_BTH, sin_BTH), name)
+            y = y if name == "v" else rotate(y, cos_BTH, sin_BTH)
+            # Kept by head, as the attention kernels read it: kept by token, a TPU lays it out anew
+            # in both passes.
+            by_head[name] = keep(y.swapaxes(1, 2), name).swapaxes(1, 2)
         q_BTNH, k_BTKH, v_BTKH = by_head["q"], by_head["k"], by_head["v"]
 
         if cache is None:

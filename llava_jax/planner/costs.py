@@ -159,7 +159,7 @@ def _collectives(
         kind = each.kind.removesuffix("-start")
         if kind not in KINDS or (each.name in riding and not begins):
             continue
-        started = each.kind.endswith("-start") or instruction.kind == "async-start"
+        started = each.kind.endswith("-start") or instruction.kind in ("async-start", "call-start")
         largest = max(
             *(shape.nbytes for shape in each.shapes),
             sum(shape.nbytes for name in each.operands for shape in homes[each.name][name].shapes),

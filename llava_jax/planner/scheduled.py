@@ -49,7 +49,9 @@ class Instruction(NamedTuple):
 
     @property
     def calls(self) -> tuple[str, ...]:
-        return tuple(re.findall(r"\bcalls=%?([\w.\-]+)", self.said))
+        """Computations that are a part of it; of a call that goes on beside others, what it does."""
+        role = "to_apply" if self.kind == "call-start" else "calls"
+        return tuple(re.findall(rf"\b{role}=%?([\w.\-]+)", self.said))
 
     @property
     def target(self) -> str:

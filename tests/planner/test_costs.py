@@ -83,7 +83,20 @@ custom_call_target="AsyncCollectiveDone"
   ROOT %cut = bf16[16,8]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero)
 }
 
+%gather.1 (a.3: bf16[16,8]) -> bf16[64,8] {
+  %a.3 = bf16[16,8]{1,0} parameter(0)
+  ROOT %all-gather.4 = bf16[64,8]{1,0} all-gather(%a.3), channel_id=4, replica_groups={{0,1,2,3}}
+}
+
+%beside (a.4: bf16[16,8]) -> bf16[64,8] {
+  %a.4 = bf16[16,8]{1,0} parameter(0)
+  ROOT %f.5 = bf16[64,8]{1,0} fusion(%a.4), kind=kCustom, calls=%gather.1
+}, execution_thread="sparsecore"
+
 ENTRY %main (x: bf16[16,8]) -> bf16[16,8] {
+  %c.1 = ((), (), (s32[1])) call-start(), async_execution_thread="sparsecore", to_apply=%beside
+  %c.2 = ((bf16[16,8]{1,0}), bf16[64,8]{1,0}) call-update(%c.1, %x)
+  %c.3 = bf16[64,8]{1,0} call-done(%c.2)
   %x = bf16[16,8]{1,0} parameter(0)
   %f.1 = (bf16[16,8]{1,0}, bf16[64,8]{1,0}) fusion(%x), kind=kCustom, calls=%start
   %f.2 = bf16[64,8]{1,0} fusion(%x), kind=kOutput, calls=%ride, \
@@ -111,12 +124,13 @@ source_target_pairs={{0,1},{1,0}}
     ],
 )
 def test_each_collective_is_counted_once_and_is_what_it_does(groups, network):
-    """One gather starts in a fusion, rides in another's, and ends in a third. Two slices of 2."""
+    """One gather starts in a fusion, rides in another's, and ends in a third; one is a SparseCore's.
+    Two slices of 2."""
     program = scheduled.read(PARTS.replace("GROUPS", groups))
     found = costs.of_program(program, chips_per_slice=2).collectives
     full, shard = 64 * 8 * 2, 16 * 8 * 2
     assert found == {
-        Collective("all-gather", full, asynchronous=True, network=True): 1,
+        Collective("all-gather", full, asynchronous=True, network=True): 2,
         Collective("reduce-scatter", full, asynchronous=False, network=True): 1,
         Collective("collective-permute", shard, asynchronous=True, network=False): 1,
         Collective("all-reduce", shard, asynchronous=False, network=network): 1,
