@@ -196,6 +196,8 @@ def test_what_the_compiler_is_told():
     compute, chip = config.Compute(), Chip((0, 0, 0))
     assert program.compiler_options(compute, chip) == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
     assert program.compiler_options(compute, jax.devices()[0]) == {}
+    v5p = program.compiler_options(compute, chip._replace(device_kind="TPU v5"))
+    assert v5p["xla_tpu_enable_sparse_core_collective_offload_all_gather"] == "true"
     own = dataclasses.replace(compute, compiler="a=1,b=x y")
     assert program.compiler_options(own, chip) == {"a": "1", "b": "x y"}
     assert program.compiler_options(dataclasses.replace(compute, compiler=""), chip) == {}

@@ -49,7 +49,7 @@ class Instruction(NamedTuple):
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """Computations that are a part of it; of a call that goes on beside others, what it does."""
+        """Computations that are a part of it; of a call that goes on beside others, its own."""
         role = "to_apply" if self.kind == "call-start" else "calls"
         return tuple(re.findall(rf"\b{role}=%?([\w.\-]+)", self.said))
 

@@ -124,8 +124,8 @@ source_target_pairs={{0,1},{1,0}}
     ],
 )
 def test_each_collective_is_counted_once_and_is_what_it_does(groups, network):
-    """One gather starts in a fusion, rides in another's, and ends in a third; one is a SparseCore's.
-    Two slices of 2."""
+    """One gather starts in a fusion, rides in another's, and ends in a third. Another is a
+    SparseCore's. Two slices of 2."""
     program = scheduled.read(PARTS.replace("GROUPS", groups))
     found = costs.of_program(program, chips_per_slice=2).collectives
     full, shard = 64 * 8 * 2, 16 * 8 * 2
