@@ -23,18 +23,26 @@ from llava_jax.step import State
 # SparseCore gathers and reduces beside the matrix units.
 _VMEM = "xla_tpu_scoped_vmem_limit_kib"
 _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
-_SPARSE_CORE_V5P = {
+_SPARSE_CORE = {
     **{f"{_OFFLOAD}{kind}": "true" for kind in ("all_gather", "reduce_scatter", "all_reduce")},
-    f"{_OFFLOAD}3d_all_gather": "true",
     "xla_tpu_use_tc_device_shape_on_sc": "true",
+}
+_V5P = {
+    _VMEM: str(48 << 10),
+    **_SPARSE_CORE,
+    f"{_OFFLOAD}3d_all_gather": "true",
     "xla_sc_disable_megacore_partitioning": "true",
 }
 COMPILER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "TPU v5 lite": {_VMEM: str(64 << 10)},
-        "TPU v5": {_VMEM: str(48 << 10), **_SPARSE_CORE_V5P},
-        "TPU v5p": {_VMEM: str(48 << 10), **_SPARSE_CORE_V5P},
-        "TPU v6 lite": {_VMEM: str(96 << 10)},
+        "TPU v5": _V5P,
+        "TPU v5p": _V5P,
+        "TPU v6 lite": {
+            _VMEM: str(96 << 10),
+            **_SPARSE_CORE,
+            f"{_OFFLOAD}2d_all_gather": "true",
+        },
     }
 )
 

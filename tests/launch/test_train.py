@@ -18,11 +18,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import llava_jax
 from launch import train
-from llava_jax import checkpoint, metrics, model_folder, optim
-from llava_jax import config as configs
+from llava_jax import checkpoint, metrics, model_folder
 from llava_jax.data import pipeline
-from llava_jax.sharding import Layout, MeshShape, make_mesh
-from llava_jax.weights.memory import params_in_memory, stored_shapes
+from llava_jax.weights.memory import stored_shapes
 from llava_jax.weights.tensor import in_memory
 from tests import tiny_tokenizer, training
 
@@ -96,39 +94,6 @@ def test_a_run_from_config_to_model(folder, trained):
     assert again.code == 0
     assert "this run is finished: nothing is left to train" in again.out
     assert {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file()} == before
-
-
-TABLE = """\
-part              parameters            dtype  weights, MB a device  optimizer, MB a device
-vision                36,160  frozen  float32                   0.1                     0.0
-projector              6,272  trains  float32                   0.0                     0.1
-"""
-STAGE_1 = (
-    TABLE
-    + """\
-language/embed        41,088  frozen  float32                   0.2                     0.0
-language/decoder      74,048  frozen  float32                   0.3                     0.0
-language/head         41,088  frozen  float32                   0.2                     0.0
-"""
-)
-STAGE_2 = (
-    TABLE
-    + """\
-language/embed        41,088  trains  float32                   0.2                     0.3
-language/decoder      74,048  trains  float32                   0.3                     0.6
-language/head         41,088  trains  float32                   0.2                     0.3
-"""
-)
-
-
-@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
-def test_the_table_of_parts(stage):
-    """The tiny architecture, on one device: 4 bytes a weight, 8 of moments where it trains."""
-    trains = configs.STAGE_1 if stage == "stage 1" else configs.STAGE_2
-    layout = Layout(make_mesh(MeshShape(), jax.devices()[:1]))
-    params = params_in_memory(training.ARCHITECTURE, training.start_model().leaves, layout)
-    table = train.parts_table(optim.parts(*optim.split(params, trains)))
-    assert table.rstrip() == (STAGE_1 if stage == "stage 1" else STAGE_2).rstrip()
 
 
 # --- what is wrong is said before the first step ---

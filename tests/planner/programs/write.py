@@ -48,7 +48,11 @@ def scheduled(slice_name: str) -> str:
     )
     text = jax.jit(program).lower(*arguments).compile().as_text()
     assert text is not None
-    return re.sub(r" stack_frame_id=\d+", "", text)
+    # Without the tables of files and frames, which are of the machine that compiled.
+    head, _, rest = re.sub(r" stack_frame_id=\d+", "", text).partition("\n")
+    first = re.search(r"^(%|ENTRY )", rest, re.MULTILINE)
+    assert first
+    return f"{head}\n\n{rest[first.start() :]}"
 
 
 if __name__ == "__main__":
