@@ -26,7 +26,7 @@ from llava_jax.models import stack
 from llava_jax.models.attention import MASKED, attention, cached_attention
 from llava_jax.models.layers import ACTIVATIONS, Dense, RmsNorm, check_activation, matmul_precision
 from llava_jax.models.lora import LoraConfig
-from llava_jax.models.stack import Compute, Placement, keep
+from llava_jax.models.stack import Compute, Placement, keep, row_major
 
 VOCAB_MULTIPLE = 128
 
@@ -194,7 +194,7 @@ class LlamaBlock(nn.Module):
         by_head = {}
         for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
             y = dense(name, heads * c.size_of_head, y_BTD)
-            y = y.reshape(rows, tokens, heads, c.size_of_head)
+            y = row_major(y, compute).reshape(rows, tokens, heads, c.size_of_head)
             y = placement.constrain(y, ("batch", None, "heads", None))
             y = y if name == "v" else rotate(y, cos_BTH, sin_BTH)
             # Kept by head, as the attention kernels read it: kept by token, a TPU lays it out anew
@@ -221,8 +221,12 @@ class LlamaBlock(nn.Module):
         x_BTD = keep(placement.constrain(x_BTD + y_BTD, ("batch", None, None)), "residual")
 
         y_BTD = RmsNorm(c.rms_norm_eps, name="mlp_norm")(x_BTD)
-        gate_BTF = keep(dense("gate", c.intermediate_size, y_BTD), "gate")
-        up_BTF = keep(dense("up", c.intermediate_size, y_BTD), "up")
+        gate_BTF, up_BTF = (
+            row_major(
+                keep(row_major(dense(name, c.intermediate_size, y_BTD), compute), name), compute
+            )
+            for name in ("gate", "up")
+        )
         y_BTF = placement.constrain(
             ACTIVATIONS[c.hidden_act](gate_BTF) * up_BTF, ("batch", None, "heads")
         )

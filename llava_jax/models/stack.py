@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 Params = Any  # a nested dict of arrays
 
@@ -49,6 +50,15 @@ REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
 }
 
 keep = checkpoint_name
+
+
+def row_major(x, compute: "Compute"):
+    """Lies in memory with its last dims together. A TPU's compiler would lay some of what is kept
+    out by token, and copy it into another layout on both passes. Elsewhere it has its choice."""
+    if not compute.attention.startswith("splash"):
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
 
 ATTENTION_BACKENDS = ("xla", "splash", "splash_interpret", "cudnn")  # see attention.py
 
