@@ -52,6 +52,8 @@ def main() -> int:
     options, config = configs.parse_arguments(parser)
     if options.rows_per_chip < 0:
         raise ValueError(f"got --rows_per_chip {options.rows_per_chip}, expected 1 or more")
+    if options.search and (options.json or options.dump_hlo):
+        raise ValueError("got --search with --json or --dump_hlo, of one program; expected either")
     folder = files.path(options.cache).expanduser()
     if options.search:
         tries = searching.search(
@@ -159,7 +161,7 @@ def bars(title: str, sizes: Mapping[str, float], unit: str) -> list[str]:
 def refusal(too_much: DoesNotFit, config: Config, plan_rows: int) -> str:
     compute = config.compute
     tries = [
-        "--rows_per_chip 1" if plan_rows > 1 else "",
+        "--rows_per_chip 1" if plan_rows != 1 else "",
         "--config.compute.remat=full" if compute.remat != "full" else "",
         "--config.compute.loss_pieces=16" if compute.loss_pieces < 16 else "",
         f"--config.batch.tokens={config.batch.tokens // 2}" if config.batch.tokens > 2048 else "",

@@ -15,12 +15,10 @@ from llava_jax import files
 
 
 class Compiled(NamedTuple):
-    """peak: bytes a chip must have at once; arguments: of it, what lies there between steps.
-    kept: it was found where an earlier answer was kept."""
+    """peak: bytes a chip must have at once. kept: it was found where an earlier answer was kept."""
 
     text: str
     peak: int
-    arguments: int
     seconds: float
     kept: bool
 
@@ -50,7 +48,7 @@ def compile_for(
         files.write_bytes(place, gzip.compress(json.dumps(answer).encode()))
     if "needed" in answer:
         raise DoesNotFit(answer["needed"], answer["limit"], tuple(answer["largest"]))
-    return Compiled(**answer, kept=kept)
+    return Compiled(answer["text"], answer["peak"], answer["seconds"], kept)
 
 
 def _compiled(lowered: Any, options: Mapping[str, str]) -> dict[str, Any]:
@@ -61,11 +59,9 @@ def _compiled(lowered: Any, options: Mapping[str, str]) -> dict[str, Any]:
         if found := _does_not_fit(str(error)):
             return found
         raise
-    memory = compiled.memory_analysis()
     return {
         "text": compiled.as_text(),
-        "peak": memory.peak_memory_in_bytes,
-        "arguments": memory.argument_size_in_bytes,
+        "peak": compiled.memory_analysis().peak_memory_in_bytes,
         "seconds": time.perf_counter() - begin,
     }
 

@@ -52,7 +52,6 @@ class Costs:
     estimate, would take as products with one-hot rows."""
 
     cycles: Mapping[str, float]
-    matmul_cycles: float
     matmul_flops: float
     kernel_calls: Mapping[str, float]
     kernel_flops: Mapping[str, float]
@@ -103,7 +102,7 @@ class Costs:
 def of_program(program: Scheduled, *, chips_per_slice: int) -> Costs:
     cycles, calls, flops = (collections.defaultdict[str, float](float) for _ in range(3))
     found = collections.defaultdict[Collective, float](float)
-    matmul_cycles = matmul_flops = one_hot = 0.0
+    matmul_flops = one_hot = 0.0
     homes = {
         name: computation for computation in program.computations.values() for name in computation
     }
@@ -113,7 +112,6 @@ def of_program(program: Scheduled, *, chips_per_slice: int) -> Costs:
         matmul_flops += times * products
         if instruction.cycles is not None:
             cycles[part_of(instruction.source)] += times * instruction.cycles
-            matmul_cycles += times * instruction.cycles * (products > 0)
         for collective in _collectives(instruction, together, chips_per_slice, homes):
             found[collective] += times
         if instruction.target == "tpu_custom_call":
@@ -122,9 +120,7 @@ def of_program(program: Scheduled, *, chips_per_slice: int) -> Costs:
             flops[kernel.name] += times * kernel.flops
         elif instruction.cycles is None:
             one_hot += times * _one_hot_flops(together, homes)
-    return Costs(
-        dict(cycles), matmul_cycles, matmul_flops, dict(calls), dict(flops), dict(found), one_hot
-    )
+    return Costs(dict(cycles), matmul_flops, dict(calls), dict(flops), dict(found), one_hot)
 
 
 PARTS = (
@@ -243,9 +239,8 @@ def _one_hot_flops(
     total = 0.0
     for each in together:
         if each.kind in ("gather", "scatter"):
-            table = homes[each.name][each.operands[0]].shapes[0]
-            moved = homes[each.name][each.operands[2]].shapes[0] if each.kind == "scatter" else each
-            rows = moved.shapes[0] if isinstance(moved, Instruction) else moved
-            if len(table.dims) == 2 and rows.dims[-1] == table.dims[-1] > 1:
-                total += 2.0 * rows.elements * table.dims[0]
+            operands = [homes[each.name][name].shapes[0] for name in each.operands]
+            table, moved = operands[0], each.shapes[0] if each.kind == "gather" else operands[2]
+            if len(table.dims) == 2 and moved.dims[-1] == table.dims[-1] > 1:
+                total += 2.0 * moved.elements * table.dims[0]
     return total

@@ -107,8 +107,10 @@ def plan(
     cost = costs.of_program(read, chips_per_slice=target.chips // target.slices)
     seconds = cost.seconds(chip)
     parts = optim.parts(program.like.trainable, program.frozen_like)
-    model_flops = _model_flops(config, architecture, rows_per_chip, images)
     row_conversations = config.batch.tokens * _FILLED / mean if config.batch.pack else 1
+    # A picture a conversation; other slots of a row are empty, and no work for the model's sake.
+    row_images = min(images, row_conversations)
+    model_flops = _model_flops(config, architecture, rows_per_chip, row_images)
     conversations = sum(source.size * source.epochs for source in config.data.sources.values())
     steps = math.ceil(conversations * config.epochs / (rows * row_conversations))
     return (
@@ -140,7 +142,7 @@ def plan(
             recipe_rows=recipe_rows,
             conversations_per_second=rows * row_conversations / seconds,
             tokens_per_second=rows * row_conversations * mean / seconds,
-            images_per_second=rows * images / seconds,
+            images_per_second=rows * row_images / seconds,
             steps=steps,
             hours=steps * seconds / 3600,
             compile_seconds=compiled.seconds,
@@ -199,8 +201,8 @@ def _lowered(program: Program, config: Config, rows: int, images: int) -> Any:
     return program.step.lower(program.like, program.frozen_like, placed, key)
 
 
-def _model_flops(config: Config, architecture: LlavaConfig, rows: int, images: int) -> float:
-    """Of a chip's rows, each full, and one causal triangle."""
+def _model_flops(config: Config, architecture: LlavaConfig, rows: int, images: float) -> float:
+    """Of a chip's rows, each full, and one causal triangle. images: of a row."""
     of = flops.costs(architecture, config.optim.trains)
     tokens = config.batch.tokens
     return of.step(tokens=rows * tokens, pairs=rows * tokens**2 / 2, images=rows * images)

@@ -29,7 +29,7 @@ def compiler(monkeypatch):
         asked.update(lowered=lowered, topology=topology)
         if refusal := asked.get("refusal"):
             raise refusal
-        return Compiled(PROGRAM, peak=11 << 30, arguments=9 << 30, seconds=61.0, kept=False)
+        return Compiled(PROGRAM, peak=11 << 30, seconds=61.0, kept=False)
 
     monkeypatch.setattr(compiling, "compile_for", compile_for)
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices()[: self.chips])
@@ -60,6 +60,8 @@ def test_a_plan_of_the_recipe(compiler):
     language = 6 * (6_738_415_616 - 32000 * 4096 - 65 * 4096) * tokens
     assert made.model_flops == pytest.approx(language + attention, rel=0.04)
     assert made.model_flops > language + attention
+    # A row of 4,096 holds 4.2 conversations and as many pictures, not the 7 it has slots for.
+    assert made.images_per_second == pytest.approx(made.conversations_per_second)
     chip = CHIPS["v5e"]
     assert made.static_mfu == made.model_flops / made.step_seconds / chip.flops
     assert sum(made.seconds_by_part.values()) == pytest.approx(made.step_seconds)
@@ -179,6 +181,7 @@ def test_a_search_tries_what_may_fit_and_lists_the_fastest_first(planned, compil
     ("options", "said"),
     [
         (["--rows_per_chip", "-1"], "got --rows_per_chip -1, expected 1 or more"),
+        (["--search", "--json", "plan.json"], "got --search with --json or --dump_hlo"),
         (["--topology", "v5e-3"], "unknown TPU slice 'v5e-3'"),
         (["--config.compute.fsdp=3"], r"mesh of 1×3×1"),
     ],
@@ -210,7 +213,6 @@ class Answer:
     @dataclasses.dataclass(frozen=True)
     class Memory:
         peak_memory_in_bytes: int = 5
-        argument_size_in_bytes: int = 3
 
     def memory_analysis(self) -> Memory:
         return self.Memory()

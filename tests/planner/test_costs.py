@@ -27,7 +27,6 @@ def test_a_whole_program(name, cycles):
     assert cost.kernel_calls == {}
     # As this compiler estimated it: by hand, each line's figure times its turns.
     assert cost.all_cycles == cycles
-    assert 0 < cost.matmul_cycles < cost.all_cycles
 
 
 def test_seconds_are_compute_or_what_hides_behind_it_and_what_does_not():
@@ -37,7 +36,6 @@ def test_seconds_are_compute_or_what_hides_behind_it_and_what_does_not():
     between = Collective("reduce-scatter", 3_125_000, asynchronous=False, network=True)
     cost = costs.Costs(
         cycles={"optimizer": 1.503e9 * 0.25},
-        matmul_cycles=0,
         matmul_flops=0,
         kernel_calls={"k": 1},
         kernel_flops={"k": 197e12 * 0.5},
