@@ -4,7 +4,7 @@ From "System architecture" of https://cloud.google.com/tpu/docs/v4, v5e, v5p and
 - clock: the one at which the matrix units' number gives the published FLOP/s.
 - hbm: what the compiler names when a program needs more.
 - links: nine tenths (v6e: eight) of what a chip's links carry in one direction, all axes of the
-  torus together. Assumed: no chip was measured.
+  torus together. Assumed, as v4's network is: no chip was measured.
 """
 
 from collections.abc import Mapping
