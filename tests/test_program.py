@@ -91,11 +91,17 @@ CUTS: dict[str, tuple[int, dict[str, Any]]] = {
             "compute__tensor": "2",
             "compute__parts": "2",
             "compute__gather": "gspmd",
+            "compute__remat": "residual",
         },
     ),
     "2 of each, explicit": (
         8,
-        {"compute__data": "2", "compute__fsdp": "2", "compute__tensor": "2"},
+        {
+            "compute__data": "2",
+            "compute__fsdp": "2",
+            "compute__tensor": "2",
+            "compute__remat": "gate",
+        },
     ),
     "fsdp 4 and 2, by axis, pieces": (
         8,

@@ -39,14 +39,16 @@ def attention(
     segment_BT=None,
     *,
     causal: bool,
+    scale: float | None = None,
     backend: str = "xla",
     block: int = 512,
     placement: Placement = Placement(),
 ):
-    """softmax(q kᵀ / √H) v over the visible keys → [B, T, N, H].
+    """softmax(scale · q kᵀ) v over the visible keys → [B, T, N, H].
 
     segment_BT: int32, ≥ 0; a token sees only tokens of its own segment. None: one segment a row.
-    causal: a token sees no later token. block: the largest splash tile.
+    causal: a token sees no later token. scale: 1/√H where none is given. block: the largest splash
+    tile.
     """
     T, S, N, K = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[2], k_BSKH.shape[2]
     if N % K:
@@ -56,22 +58,25 @@ def attention(
             f"got {T} queries for {S} keys with backend {backend!r}: only plain cross-attention "
             "(not causal, no segments, backend 'xla') takes different numbers of them"
         )
+    scale = 1 / math.sqrt(q_BTNH.shape[3]) if scale is None else scale
     if backend == "xla":
         mask_BTS = _mask(T, segment_BT, causal)
-        return keep(_xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS), NAME)
+        return keep(_xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale), NAME)
     if backend in ("splash", "splash_interpret"):
         interpret = backend == "splash_interpret"
+        q_BTNH = (q_BTNH * scale).astype(q_BTNH.dtype) if scale != 1 else q_BTNH
         return _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placement)
     if backend == "cudnn":
-        return keep(_cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal), NAME)
+        return keep(_cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, scale), NAME)
     raise ValueError(f"unknown attention backend {backend!r}: expected one of {ATTENTION_BACKENDS}")
 
 
-def cached_attention(q_BTNH, k_BSKH, v_BSKH, slot_BT):
+def cached_attention(q_BTNH, k_BSKH, v_BSKH, slot_BT, *, scale: float | None = None):
     """New queries over a cache: the query that stands in slot s sees slots 0..s of its row."""
     slots_S = jnp.arange(k_BSKH.shape[1], dtype=slot_BT.dtype)
     mask_BTS = slots_S[None, None, :] <= slot_BT[:, :, None]
-    return _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+    scale = 1 / math.sqrt(q_BTNH.shape[3]) if scale is None else scale
+    return _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale)
 
 
 def _mask(T: int, segment_BT, causal: bool):
@@ -85,7 +90,7 @@ def _mask(T: int, segment_BT, causal: bool):
     return mask_BTS
 
 
-def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
+def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     precision = layers.matmul_precision(q_BTNH.dtype)
@@ -97,7 +102,7 @@ def _xla(q_BTNH, k_BSKH, v_BSKH, mask_BTS):
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    logit_BKGTS = logit_BKGTS * (1.0 / math.sqrt(H))
+    logit_BKGTS = logit_BKGTS * scale
     if mask_BTS is not None:
         logit_BKGTS = jnp.where(mask_BTS[:, None, None], logit_BKGTS, MASKED)
     weight_BKGTS = jax.nn.softmax(logit_BKGTS, axis=-1).astype(v_BSKH.dtype)
@@ -122,7 +127,8 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placem
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    B, T, _, H = q_BTNH.shape
+    """Queries are scaled already: the kernel does not."""
+    B, T = q_BTNH.shape[:2]
     tile, padded = _tile(T, block)
     if padded != T and segment_BT is None:
         segment_BT = jnp.zeros((B, T), jnp.int32)
@@ -148,9 +154,8 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placem
             residual_checkpoint_name=NAME,
             interpret=interpret,
         )
-        # The kernel does not scale; splash wants heads before tokens.
-        q_BNTH = (q_BTNH * (1.0 / math.sqrt(H))).astype(q_BTNH.dtype).swapaxes(1, 2)
-        k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+        # Splash wants heads before tokens.
+        q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (q_BTNH, k_BSKH, v_BSKH))
         if not segment:
             return jax.vmap(splash)(q_BNTH, k_BKSH, v_BKSH).swapaxes(1, 2)
         ids = kernel.SegmentIds(q=segment[0], kv=segment[0])
@@ -165,7 +170,7 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, block, interpret, placem
     return out_BTNH[:, :T]
 
 
-def _cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal):
+def _cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal, scale):
     B, T, _, H = q_BTNH.shape
     platform = jax.default_backend()
     problems = []
@@ -189,5 +194,7 @@ def _cudnn(q_BTNH, k_BSKH, v_BSKH, segment_BT, causal):
         how = {"is_causal": True}
     else:
         how = {"key_value_seq_lengths": jnp.full((B,), T, jnp.int32)}
-    out_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, implementation="cudnn", **how)
+    out_BTNH = jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, scale=scale, implementation="cudnn", **how
+    )
     return out_BTNH[:, :T]

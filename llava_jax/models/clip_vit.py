@@ -99,12 +99,12 @@ class ClipBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_IQD, layer_input):
-        c, dtype = self.config, self.compute.dtype
+        c, compute = self.config, self.compute
         heads = (*x_IQD.shape[:2], c.num_heads, c.hidden_size // c.num_heads)
 
         y_IQD = LayerNorm(c.layer_norm_eps, name="attention_norm")(x_IQD)
         q_IQNH, k_IQNH, v_IQNH = (
-            keep(Dense(c.hidden_size, dtype, use_bias=True, name=n)(y_IQD).reshape(heads), n)
+            keep(Dense(c.hidden_size, compute, use_bias=True, name=n)(y_IQD).reshape(heads), n)
             for n in ("q", "k", "v")
         )
         y_IQNH = attention(
@@ -112,17 +112,17 @@ class ClipBlock(nn.Module):
             k_IQNH,
             v_IQNH,
             causal=False,
-            backend=self.compute.attention,
-            block=self.compute.attention_block,
+            backend=compute.attention,
+            block=compute.attention_block,
             placement=self.placement,
         )
-        out = Dense(c.hidden_size, dtype, use_bias=True, output_first=True, name="o")
+        out = Dense(c.hidden_size, compute, use_bias=True, output_first=True, name="o")
         x_IQD = keep(x_IQD + out(y_IQNH.reshape(x_IQD.shape)), "residual")
 
         y_IQD = LayerNorm(c.layer_norm_eps, name="mlp_norm")(x_IQD)
-        y_IQF = keep(Dense(c.intermediate_size, dtype, use_bias=True, name="fc1")(y_IQD), "up")
+        y_IQF = keep(Dense(c.intermediate_size, compute, use_bias=True, name="fc1")(y_IQD), "up")
         y_IQF = ACTIVATIONS[c.hidden_act](y_IQF)
-        down = Dense(c.hidden_size, dtype, use_bias=True, output_first=True, name="fc2")
+        down = Dense(c.hidden_size, compute, use_bias=True, output_first=True, name="fc2")
         return self.placement.constrain(x_IQD + down(y_IQF), ("batch", None, None))
 
 

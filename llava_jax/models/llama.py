@@ -181,22 +181,21 @@ class LlamaBlock(nn.Module):
         c, compute, placement = self.config, self.compute, self.placement
         x_BTD, cache = carry
         layer, dropout_key_B = layer_input
-        rows, tokens = x_BTD.shape[:2]
         keys = iter([None] * 7 if dropout_key_B is None else _split(dropout_key_B, 7))
 
-        def dense(name, features, x, output_first=False):
-            module = Dense(
-                features, compute.dtype, output_first=output_first, lora=c.lora, name=name
-            )
-            return module(x, next(keys))
+        def dense(name, features, x, **how):
+            return Dense(features, compute, lora=c.lora, name=name, **how)(x, next(keys))
 
         y_BTD = RmsNorm(c.rms_norm_eps, name="attention_norm")(x_BTD)
+        # Queries come out scaled for attention: scaled after they are kept, they are another array.
+        scale = 1 / math.sqrt(c.size_of_head)
+        angles = {"q": (cos_BTH * scale, sin_BTH * scale), "k": (cos_BTH, sin_BTH)}
         by_head = {}
         for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads)):
-            y = dense(name, heads * c.size_of_head, y_BTD)
-            y = row_major(y, compute).reshape(rows, tokens, heads, c.size_of_head)
+            y = dense(name, heads * c.size_of_head, y_BTD, heads=heads)
             y = placement.constrain(y, ("batch", None, "heads", None))
-            y = y if name == "v" else rotate(y, cos_BTH, sin_BTH)
+            if name in angles:
+                y = rotate(y, *angles[name])
             # Kept by head, as the attention kernels read it: kept by token, a TPU lays it out anew
             # in both passes.
             by_head[name] = keep(y.swapaxes(1, 2), name).swapaxes(1, 2)
@@ -209,22 +208,21 @@ class LlamaBlock(nn.Module):
                 v_BTKH,
                 segment_BT,
                 causal=True,
+                scale=1.0,
                 backend=compute.attention,
                 block=compute.attention_block,
                 placement=placement,
             )
         else:
             cache, slot_BT = _write(cache, layer, k_BTKH, v_BTKH, segment_BT)
-            y_BTNH = cached_attention(q_BTNH, cache.k_LBSKH[layer], cache.v_LBSKH[layer], slot_BT)
-        y_BTX = y_BTNH.reshape(rows, tokens, c.num_heads * c.size_of_head)
-        y_BTD = dense("o", c.hidden_size, y_BTX, output_first=True)
+            k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
+            y_BTNH = cached_attention(q_BTNH, k_BSKH, v_BSKH, slot_BT, scale=1.0)
+        y_BTD = dense("o", c.hidden_size, y_BTNH, output_first=True, heads=c.num_heads)
         x_BTD = keep(placement.constrain(x_BTD + y_BTD, ("batch", None, None)), "residual")
 
         y_BTD = RmsNorm(c.rms_norm_eps, name="mlp_norm")(x_BTD)
         gate_BTF, up_BTF = (
-            row_major(
-                keep(row_major(dense(name, c.intermediate_size, y_BTD), compute), name), compute
-            )
+            keep(row_major(dense(name, c.intermediate_size, y_BTD), compute), name)
             for name in ("gate", "up")
         )
         y_BTF = placement.constrain(

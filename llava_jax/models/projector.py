@@ -98,7 +98,7 @@ class Projector(nn.Module):
         for i in range(depth):
             if i:
                 x = ACTIVATIONS["gelu"](x)
-            x = Dense(c.output_size, dtype, use_bias=True, name=f"linear_{i}")(x)
+            x = Dense(c.output_size, self.compute, use_bias=True, name=f"linear_{i}")(x)
         return x
 
     @nn.nowrap
@@ -132,28 +132,27 @@ class ResamplerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_IQW, layer_input, feature_IPE):
-        c, dtype = self.config, self.compute.dtype
+        c, compute = self.config, self.compute
         x_IQW = self._attend("self", x_IQW, x_IQW)
         x_IQW = self._attend("cross", x_IQW, feature_IPE)
-        y_IQF = ACTIVATIONS["gelu"](
-            Dense(c.intermediate_size, dtype, use_bias=True, name="fc1")(x_IQW)
-        )
-        down = Dense(c.hidden_size, dtype, use_bias=True, output_first=True, name="fc2")
+        y_IQF = Dense(c.intermediate_size, compute, use_bias=True, name="fc1")(x_IQW)
+        y_IQF = ACTIVATIONS["gelu"](y_IQF)
+        down = Dense(c.hidden_size, compute, use_bias=True, output_first=True, name="fc2")
         return LayerNorm(c.layer_norm_eps, name="mlp_norm")(x_IQW + down(y_IQF))
 
     @nn.nowrap
     def _attend(self, name, x_IQW, source_ISE):
-        c, dtype = self.config, self.compute.dtype
+        c, compute = self.config, self.compute
 
         def heads(part, x):
-            y = Dense(c.hidden_size, dtype, use_bias=True, name=f"{name}_{part}")(x)
+            y = Dense(c.hidden_size, compute, use_bias=True, name=f"{name}_{part}")(x)
             return y.reshape(*x.shape[:2], c.num_heads, c.hidden_size // c.num_heads)
 
         # Plain XLA whatever the backend: a few dozen queries are no work for a fused kernel.
         y_IQNH = attention(
             heads("q", x_IQW), heads("k", source_ISE), heads("v", source_ISE), causal=False
         )
-        out = Dense(c.hidden_size, dtype, use_bias=True, output_first=True, name=f"{name}_o")
+        out = Dense(c.hidden_size, compute, use_bias=True, output_first=True, name=f"{name}_o")
         return LayerNorm(c.layer_norm_eps, name=f"{name}_norm")(
             x_IQW + out(y_IQNH.reshape(x_IQW.shape))
         )

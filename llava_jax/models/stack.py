@@ -39,13 +39,16 @@ class Placement:
 
 
 # What a block may keep for its backward pass, by the names it gives with `keep`. Everything not
-# named is recomputed from the block's input. Listed from the leanest to the largest.
-_ATTENTION = ("q", "k", "v", "attention")
+# named is recomputed from the block's input; norms' statistics are next to nothing, and kept
+# wherever something is. Listed from the leanest to the largest.
+_QKV = ("q", "k", "v")
 REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
     "full": (),
-    "attention": _ATTENTION,
-    "attention_residual": (*_ATTENTION, "residual"),
-    "all": (*_ATTENTION, "residual", "gate", "up"),
+    "residual": ("norm", "attention", "residual"),
+    "attention": ("norm", *_QKV, "attention"),
+    "gate": ("norm", "attention", "residual", "gate"),
+    "attention_residual": ("norm", *_QKV, "attention", "residual"),
+    "all": ("norm", *_QKV, "attention", "residual", "gate", "up"),
     "none": None,  # no recomputation at all: autodiff keeps what it likes
 }
 

@@ -138,6 +138,14 @@ def test_cached_attention_sees_its_row_up_to_its_slot():
     np.testing.assert_allclose(got, jnp.stack([want[0, 3:5], want[1, 10:12]]), atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", RUN_HERE)
+def test_queries_may_come_scaled(backend):
+    q, k, v, _ = draw(160, H=64)
+    want = attention(q, k, v, causal=True, backend=backend, block=128)
+    got = attention(q / 8, k, v, causal=True, scale=1.0, backend=backend, block=128)
+    np.testing.assert_array_equal(got, want)  # 8 is a power of two: no rounding
+
+
 def test_tiles_pad_least():
     assert _tile(2048, 512) == (512, 2048)
     assert _tile(577, 512) == (128, 640)  # CLIP at 336 pixels: not 1024

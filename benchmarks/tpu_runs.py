@@ -1,0 +1,83 @@
+"""What the recipes take on the slices people have, by the TPU compiler's own figures.
+
+Each row is planned as `launch/plan.py` plans it, with the settings that do best there of what was
+tried. No chip is asked. A row is minutes of compiling; answers are kept in --cache, so that a table
+that was interrupted goes on where it was.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from llava_jax import cli, files
+from llava_jax import config as configs
+from llava_jax.planner import plan as plans
+from llava_jax.planner.compiling import DoesNotFit
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Run(NamedTuple):
+    """settings: fields of its config and their values."""
+
+    config: str
+    topology: str
+    settings: tuple[str, ...] = ()
+
+
+AXIS = "compute.gather=explicit by axis"
+RUNS = (
+    Run("stage2.py:v1.5-7b", "v5e-16", (AXIS, "compute.remat=residual")),
+    Run("stage2.py:v1.5-7b", "v5p-16", ("compute.remat=all",)),
+    Run("stage2.py:v1.5-7b", "v6e-8", ("compute.remat=residual",)),
+)
+
+
+def main() -> None:
+    args = _parse()
+    print(
+        "| config | slice | settings | rows a chip | a step, s | static MFU | peak, GiB | hours |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for run in RUNS:
+        name = f"{run.config.replace('.py:', ' ')} {run.topology}"
+        if args.only and not any(part in name for part in args.only):
+            continue
+        print(f"| {line(run, args.cache)} |", flush=True)
+
+
+def line(run: Run, cache: str) -> str:
+    settings = configs.parse_overrides([f"--config.{setting}" for setting in run.settings])
+    config = configs.load(str(CHECKOUT / "configs" / run.config), settings)
+    told = " ".join(f"`{setting}`" for setting in run.settings)
+    cells = [run.config.replace(".py:", " "), run.topology, told]
+    try:
+        plan, _ = plans.plan(config, run.topology, folder=files.path(cache).expanduser())
+    except DoesNotFit as too_much:
+        return " | ".join([*cells, "", "does not fit", "", str(too_much), ""])
+    return " | ".join(
+        [
+            *cells,
+            f"{plan.rows_per_chip} × {plan.row_tokens:,}",
+            f"{plan.step_seconds:.3f}",
+            f"{100 * plan.static_mfu:.1f} %",
+            f"{plan.peak_hbm_bytes / 2**30:.2f} of {plan.hbm_bytes / 2**30:.2f}",
+            f"{plan.hours:.1f}",
+        ]
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = cli.parser(__doc__, "python benchmarks/tpu_runs.py --only 'stage2 v1.5-7b v5e'")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="rows whose name has it")
+    parser.add_argument("--cache", default="~/.cache/llava_jax/planned", metavar="DIR")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    cli.run(main)
