@@ -35,13 +35,12 @@ class Row(NamedTuple):
     settings: dict[str, str]
 
 
-V5E = {"compute.gather": "explicit by axis", "compute.remat": "gate"}
 ALL = {"compute.remat": "all"}
 ROWS = {
-    "7b-v5e": Row("v1.5-7b", "v5e-256", 2.655, V5E),
+    "7b-v5e": Row("v1.5-7b", "v5e-256", 2.655, {"compute.remat": "gate"}),
     "7b-v5p": Row("v1.5-7b", "v5p-128", 0.988, ALL),
     "7b-v6e": Row("v1.5-7b", "v6e-64", 0.919, ALL),
-    "13b-v5e": Row("v1.5-13b", "v5e-256", 5.605, {**V5E, "compute.remat": "residual"}),
+    "13b-v5e": Row("v1.5-13b", "v5e-256", 5.605, {"compute.remat": "residual"}),
     "13b-v5p": Row("v1.5-13b", "v5p-128", 1.818, ALL),
 }
 

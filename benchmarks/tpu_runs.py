@@ -30,11 +30,48 @@ class Run(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
-AXIS = "compute.gather=explicit by axis"
+def _runs(config: str, **settings: str) -> tuple[Run, ...]:
+    """settings: of each slice, in words; v5e_16 = 'compute.remat=full batch.tokens=2048'."""
+    return tuple(
+        Run(config, slice_name.replace("_", "-"), tuple(said.split()))
+        for slice_name, said in settings.items()
+    )
+
+
+KEEP = "compute.remat="
+# Rows of 2,048 tokens where the recipe's batch has not one of 4,096 for every chip.
+SHORT = "batch.tokens=2048 batch.images=4 "
 RUNS = (
-    Run("stage2.py:v1.5-7b", "v5e-16", (AXIS, "compute.remat=residual")),
-    Run("stage2.py:v1.5-7b", "v5p-16", ("compute.remat=all",)),
-    Run("stage2.py:v1.5-7b", "v6e-8", ("compute.remat=residual",)),
+    *_runs(
+        "stage2.py:v1.5-7b",
+        v5e_16=KEEP + "residual",
+        v5p_16=KEEP + "all",
+        v6e_8=KEEP + "residual",
+    ),
+    *_runs(
+        "stage2.py:v1.5-13b",
+        v5e_32=KEEP + "residual",
+        v6e_16=KEEP + "residual",
+        v5p_16=KEEP + "attention_gate",
+    ),
+    *_runs("stage1.py:v1.5-7b", v5e_4="compute.parts=2", v5e_8="", v6e_1="compute.parts=14"),
+    *_runs("lora.py:v1.5-7b", v5e_8="", v5e_4="compute.parts=2"),
+    *_runs(
+        "stage2.py:v1.5-7b",
+        v5e_32=KEEP + "attention_residual",
+        v5e_64=SHORT + KEEP + "all",
+        v5p_32=KEEP + "all",
+        v6e_16=KEEP + "attention_residual",
+        v6e_32=KEEP + "all",
+        v4_32=KEEP + "attention_residual",
+    ),
+    *_runs(
+        "stage2.py:v1.5-13b",
+        v5e_64=SHORT + KEEP + "attention_residual",
+        v5p_32=KEEP + "all",
+        v6e_32=KEEP + "attention_gate",
+        v4_32=KEEP + "residual",
+    ),
 )
 
 

@@ -149,17 +149,18 @@ class Compute:
 
     data, fsdp, tensor: devices along each axis of the mesh; one of them may be 0: those that are
     left. fsdp (0,) follows a TPU's torus, one axis along each of its dimensions, and `data` is then
-    at least the number of slices. gather: of sharded weights, see sharding.Layout. dtype, remat,
-    scan: see models.stack.Compute; attention: 'auto' is splash on a TPU, else xla. parts: a step's
-    rows are taken in so many, one after another. loss_pieces: of a row, for its logits. compiler:
-    what it is told, 'NAME=VALUE,NAME=VALUE'; 'auto' is program.COMPILER for the chip, '' nothing.
-    cache: where compiled programs are kept; '' = nowhere.
+    at least the number of slices. gather: of sharded weights, see sharding.Layout; 'auto' is as the
+    chip does it best (program.GATHER). dtype, remat, scan: see models.stack.Compute; attention:
+    'auto' is splash on a TPU, else xla. parts: a step's rows are taken in so many, one after
+    another. loss_pieces: of a row, for its logits. compiler: what it is told,
+    'NAME=VALUE,NAME=VALUE'; 'auto' is program.COMPILER for the chip, '' nothing. cache: where
+    compiled programs are kept; '' = nowhere.
     """
 
     data: int = 1
     fsdp: tuple[int, ...] = (0,)
     tensor: int = 1
-    gather: Literal["explicit", "explicit by axis", "gspmd"] = "explicit"
+    gather: Literal["auto", "explicit", "explicit by axis", "gspmd"] = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: str = "auto"
     remat: str = "full"

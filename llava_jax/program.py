@@ -45,6 +45,8 @@ COMPILER: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
+# All axes at once, but where the compiler would reduce gradients whole and then cut them.
+GATHER: Mapping[str, str] = MappingProxyType({"TPU v5 lite": "explicit by axis"})
 
 
 class Program(NamedTuple):
@@ -69,11 +71,17 @@ def layout_of(compute: Compute, devices: list[Any]) -> Layout:
         shape = torus
     else:
         shape = MeshShape.filled(compute.data, compute.fsdp, compute.tensor, devices=len(devices))
+    gather = gather_of(compute, devices[0])
     return Layout(
         make_mesh(shape, devices),
-        explicit=compute.gather != "gspmd",
-        by_axis=compute.gather == "explicit by axis",
+        explicit=gather != "gspmd",
+        by_axis=gather == "explicit by axis",
     )
+
+
+def gather_of(compute: Compute, device: Any) -> str:
+    automatic = GATHER.get(device.device_kind, "explicit")
+    return automatic if compute.gather == "auto" else compute.gather
 
 
 def torus_of(devices: list[Any]) -> MeshShape | None:

@@ -82,7 +82,15 @@ def whole(file, batches) -> list[tuple[float, ...]]:
 CUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "8 devices": (8, {}),
     "8 devices, gspmd": (8, {"compute__gather": "gspmd", "compute__remat": "all"}),
-    "data 4, tensor 2": (8, {"compute__data": "4", "compute__fsdp": "1", "compute__tensor": "2"}),
+    "data 4, tensor 2": (
+        8,
+        {
+            "compute__data": "4",
+            "compute__fsdp": "1",
+            "compute__tensor": "2",
+            "compute__remat": "attention_gate",
+        },
+    ),
     "2 of each, 2 parts": (
         8,
         {
@@ -196,6 +204,13 @@ def test_the_torus_is_seen(grid, slices, expected):
     two_cores = [chip for chip in chips for _ in range(2)]
     assert program.torus_of(two_cores) is None
     assert program.torus_of(jax.devices()) is None
+
+
+def test_how_weights_are_gathered():
+    compute, v5e = config.Compute(), Chip((0, 0, 0))
+    assert program.gather_of(compute, v5e) == "explicit by axis"
+    assert program.gather_of(compute, v5e._replace(device_kind="TPU v5")) == "explicit"
+    assert program.gather_of(dataclasses.replace(compute, gather="gspmd"), v5e) == "gspmd"
 
 
 def test_what_the_compiler_is_told():

@@ -218,7 +218,8 @@ class LlamaBlock(nn.Module):
             k_BSKH, v_BSKH = cache.k_LBSKH[layer], cache.v_LBSKH[layer]
             y_BTNH = cached_attention(q_BTNH, k_BSKH, v_BSKH, slot_BT, scale=1.0)
         y_BTD = dense("o", c.hidden_size, y_BTNH, output_first=True, heads=c.num_heads)
-        x_BTD = keep(placement.constrain(x_BTD + y_BTD, ("batch", None, None)), "residual")
+        x_BTD = placement.constrain(x_BTD + y_BTD, ("batch", None, None))
+        x_BTD = keep(row_major(x_BTD, compute), "residual")
 
         y_BTD = RmsNorm(c.rms_norm_eps, name="mlp_norm")(x_BTD)
         gate_BTF, up_BTF = (
@@ -229,7 +230,8 @@ class LlamaBlock(nn.Module):
             ACTIVATIONS[c.hidden_act](gate_BTF) * up_BTF, ("batch", None, "heads")
         )
         y_BTD = dense("down", c.hidden_size, y_BTF, output_first=True)
-        return placement.constrain(x_BTD + y_BTD, ("batch", None, None)), cache
+        x_BTD = placement.constrain(x_BTD + y_BTD, ("batch", None, None))
+        return row_major(x_BTD, compute), cache
 
 
 def _write(cache: Cache, layer, k_BTKH, v_BTKH, segment_BT):

@@ -48,6 +48,7 @@ REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
     "attention": ("norm", *_QKV, "attention"),
     "gate": ("norm", "attention", "residual", "gate"),
     "attention_residual": ("norm", *_QKV, "attention", "residual"),
+    "attention_gate": ("norm", *_QKV, "attention", "residual", "gate"),
     "all": ("norm", *_QKV, "attention", "residual", "gate", "up"),
     "none": None,  # no recomputation at all: autodiff keeps what it likes
 }
@@ -143,6 +144,13 @@ def run(
         stored, layer_input = params_and_input
         used = placement.gather(stored, path)
         return block.apply({"params": used}, carry, layer_input, *constants), None
+
+    if placement.dtype:
+        # Cast as a stack: cast layer by layer, the gradients' stack would be f32, and twice as
+        # large as what is in it.
+        params_L = jax.tree.map(
+            lambda leaf: leaf.astype(placement.dtype) if leaf.ndim > 2 else leaf, params_L
+        )
 
     kept = REMAT_POLICIES[compute.remat]
     if kept is not None:

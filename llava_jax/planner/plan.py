@@ -84,7 +84,8 @@ def plan(
     folder: epath.Path,
 ) -> tuple[Plan, str]:
     """The plan, and the text of the scheduled program. rows_per_chip 0: as many as the recipe's
-    batch needs, at least one. folder: where answers of the compiler are kept."""
+    batch needs, at least one for each of a step's parts. folder: where answers of the compiler are
+    kept."""
     target = topology(slice_name)
     architecture = _architecture(config)
     if text_only:
@@ -93,7 +94,8 @@ def plan(
         )
     mean = _conversation_tokens(config, architecture)
     recipe_rows = _recipe_rows(config, mean)
-    rows_per_chip = rows_per_chip or max(1, math.ceil(recipe_rows / target.chips))
+    parts = config.compute.parts
+    rows_per_chip = rows_per_chip or math.ceil(recipe_rows / target.chips / parts) * parts
     rows = target.chips * rows_per_chip
     layout = programs.layout_of(config.compute, target.devices())
     program = programs.program(config, architecture, layout, steps=1000, rows=rows)
@@ -106,7 +108,7 @@ def plan(
     read = scheduled.read(compiled.text)
     cost = costs.of_program(read, chips_per_slice=target.chips // target.slices)
     seconds = cost.seconds(chip)
-    parts = optim.parts(program.like.trainable, program.frozen_like)
+    table = optim.parts(program.like.trainable, program.frozen_like)
     row_conversations = config.batch.tokens * _FILLED / mean if config.batch.pack else 1
     # A picture a conversation; other slots of a row are empty, and no work for the model's sake.
     row_images = min(images, row_conversations)
@@ -120,10 +122,10 @@ def plan(
             chips=target.chips,
             rows_per_chip=rows_per_chip,
             row_tokens=config.batch.tokens,
-            parameters=sum(part.parameters for part in parts),
-            trained_parameters=sum(part.parameters for part in parts if part.trains),
-            weight_bytes=sum(part.weight_bytes for part in parts),
-            optimizer_bytes=sum(part.moment_bytes for part in parts),
+            parameters=sum(part.parameters for part in table),
+            trained_parameters=sum(part.parameters for part in table if part.trains),
+            weight_bytes=sum(part.weight_bytes for part in table),
+            optimizer_bytes=sum(part.moment_bytes for part in table),
             peak_hbm_bytes=compiled.peak,
             hbm_bytes=chip.hbm,
             model_flops=model_flops,
