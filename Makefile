@@ -32,7 +32,7 @@ $(VENV)/.installed-demo: setup.py
 demo: $(VENV)/.installed-demo  ## from an empty machine to demo.html
 	$(BIN)/python launch/demo.py
 
-test: $(VENV)/.installed  ## every quick test that does not need the TPU compiler
+test: $(VENV)/.installed-tpu  ## every quick test, one small compilation for a TPU with them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed  ## what takes minutes: runs killed at random moments, other devices
