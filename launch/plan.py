@@ -119,7 +119,8 @@ def told(plan: Plan) -> str:
         "a step": f"{plan.step_seconds:.3f} s: {plan.compute_seconds:.3f} s of compute beside "
         f"{plan.asynchronous_seconds:.3f} s of asynchronous collectives, then "
         f"{plan.synchronous_seconds:.3f} s of synchronous ones",
-        "static MFU": f"{100 * plan.static_mfu:.1f} %",
+        "static MFU": f"{100 * plan.static_mfu:.1f} %"
+        f"{_less_kindly(plan) if plan.one_axis_seconds > plan.step_seconds else ''}",
         "a second": f"{plan.conversations_per_second:,.1f} conversations, "
         f"{plan.tokens_per_second:,.0f} tokens, {plan.images_per_second:,.1f} pictures "
         f"(assumed: {plan.conversation_tokens} tokens a conversation)",
@@ -146,6 +147,14 @@ def told(plan: Plan) -> str:
             "",
             "All of it is the compiler's opinion and arithmetic; no chip was asked.",
         ]
+    )
+
+
+def _less_kindly(plan: Plan) -> str:
+    mfu = plan.static_mfu * plan.step_seconds / plan.one_axis_seconds
+    return (
+        f"; {100 * mfu:.1f} % ({plan.one_axis_seconds:.3f} s) if what runs along one axis of the "
+        "torus has that axis's links alone"
     )
 
 

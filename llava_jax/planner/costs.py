@@ -5,7 +5,8 @@
 compute: the compiler's cycles; Pallas kernels, which have no estimate, at the chip's peak; gathers
 and scatters of rows, which have none either, as products with one-hot rows at peak. Bytes of a
 collective are those of its full array: what a gather gives, what a scatter takes, and an
-all-reduce's twice.
+all-reduce's twice. They have all of a chip's links; or, less kindly, those of one axis where a
+collective runs along one axis of the torus.
 """
 
 import collections
@@ -26,12 +27,14 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """full_bytes: of the array that all hold together. network: between slices."""
+    """full_bytes: of the array that all hold together. network: between slices. one_axis: along one
+    axis of the torus, by its group or by the compiler's name for how it is done."""
 
     kind: str
     full_bytes: int
     asynchronous: bool
     network: bool
+    one_axis: bool = False
 
     @property
     def wire_bytes(self) -> int:
@@ -66,16 +69,19 @@ class Costs:
         without_estimate = sum(self.kernel_flops.values()) + self.one_hot_flops
         return self.all_cycles / chip.clock + without_estimate / chip.flops
 
-    def collective_seconds(self, chip: Chip, *, asynchronous: bool) -> float:
+    def collective_seconds(self, chip: Chip, *, asynchronous: bool, axes: int = 1) -> float:
+        """axes: of the torus, that share the links; 1: every collective has them all."""
         return sum(
-            times * each.wire_bytes / (chip.network if each.network else chip.links)
+            times
+            * each.wire_bytes
+            / (chip.network if each.network else chip.links / (axes if each.one_axis else 1))
             for each, times in self.collectives.items()
             if each.asynchronous is asynchronous
         )
 
-    def seconds(self, chip: Chip) -> float:
-        hidden = self.collective_seconds(chip, asynchronous=True)
-        exposed = self.collective_seconds(chip, asynchronous=False)
+    def seconds(self, chip: Chip, axes: int = 1) -> float:
+        hidden = self.collective_seconds(chip, asynchronous=True, axes=axes)
+        exposed = self.collective_seconds(chip, asynchronous=False, axes=axes)
         return max(self.compute_seconds(chip), hidden) + exposed
 
     def seconds_by_part(self, chip: Chip) -> dict[str, float]:
@@ -168,6 +174,8 @@ def _collectives(
             largest,
             asynchronous=started or (begins and each.name in riding),
             network=len({device // chips_per_slice for device in group}) > 1,
+            one_axis=kind != "collective-permute"
+            and (1 < len(group) < chips_per_slice or '"emitter":"1D' in each.said),
         )
 
 

@@ -30,8 +30,9 @@ _FILLED = 0.95  # of packed rows; see docs/results.md
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """bytes, FLOPs, cycles and seconds: a chip's, of a step. step_seconds: see costs.py.
-    seconds_by_part add up to it. conversation_tokens: assumed, a picture's with them. recipe_rows:
-    a step's, of the recipe's own batch; so many chips it keeps busy."""
+    one_axis_seconds: the same, if what runs along one axis of the torus has that axis's links
+    alone. seconds_by_part add up to step_seconds. conversation_tokens: assumed, a picture's with
+    them. recipe_rows: a step's, of the recipe's own batch; so many chips it keeps busy."""
 
     config: str
     topology: str
@@ -55,6 +56,7 @@ class Plan:
     asynchronous_seconds: float
     synchronous_seconds: float
     step_seconds: float
+    one_axis_seconds: float
     static_mfu: float
     conversation_tokens: int
     recipe_rows: int
@@ -139,6 +141,7 @@ def plan(
             asynchronous_seconds=cost.collective_seconds(chip, asynchronous=True),
             synchronous_seconds=cost.collective_seconds(chip, asynchronous=False),
             step_seconds=seconds,
+            one_axis_seconds=cost.seconds(chip, axes=sum(n > 1 for n in target.grid) or 1),
             static_mfu=model_flops / seconds / chip.flops,
             conversation_tokens=mean,
             recipe_rows=recipe_rows,

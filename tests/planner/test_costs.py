@@ -1,5 +1,6 @@
 """What programs cost: of two that the compiler made, and of parts of others."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,10 @@ def test_seconds_are_compute_or_what_hides_behind_it_and_what_does_not():
     assert cost.seconds(chip) == pytest.approx(0.875 + 0.004)
     slow = chip._replace(links=chip.links / 20)  # now what was hidden lasts for 2 s
     assert cost.seconds(slow) == pytest.approx(2 + 3 * 0.02 + 0.001)
+    along = exposed._replace(one_axis=True)  # of three axes: a third of the links
+    cost = dataclasses.replace(cost, collectives={hidden: 100, along: 3, between: 1})
+    assert cost.seconds(chip, axes=3) == pytest.approx(0.875 + 3 * 0.003 + 0.001)
+    assert cost.seconds(chip) == pytest.approx(0.875 + 0.004)
     for of in (chip, slow):
         assert sum(cost.seconds_by_part(of).values()) == pytest.approx(cost.seconds(of))
 
@@ -107,6 +112,15 @@ source_target_pairs={{0,1},{1,0}}
   ROOT %r = bf16[16,8]{1,0} all-reduce(%p.2), channel_id=3, replica_groups=GROUPS
 }
 """
+
+
+def test_a_collective_of_a_part_of_a_slice_runs_along_one_axis():
+    text = PARTS.replace("GROUPS", "{{0,1},{2,3}}")
+    found = costs.of_program(scheduled.read(text), chips_per_slice=4).collectives
+    assert {each.kind for each in found if each.one_axis} == {"all-reduce"}
+    text = text.replace("channel_id=4,", 'channel_id=4, backend_config={"emitter":"1DAllGather"},')
+    found = costs.of_program(scheduled.read(text), chips_per_slice=4).collectives
+    assert {each.kind for each in found if each.one_axis} == {"all-reduce", "all-gather"}
 
 
 @pytest.mark.parametrize(
