@@ -2,7 +2,8 @@
 
 Each row is planned as `launch/plan.py` plans it, with the settings that do best there of what was
 tried. No chip is asked. A row is minutes of compiling; answers are kept in --cache, so that a table
-that was interrupted goes on where it was.
+that was interrupted goes on where it was. rows: of a chip. by axis: the static MFU if what runs
+along one axis of the torus has that axis's links alone.
 """
 
 import argparse
@@ -77,10 +78,8 @@ RUNS = (
 
 def main() -> None:
     args = _parse()
-    print(
-        "| config | slice | settings | rows a chip | a step, s | static MFU | peak, GiB | hours |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print("| config | slice | settings | rows | a step, s | static MFU | by axis | GiB | hours |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for run in RUNS:
         name = f"{run.config.replace('.py:', ' ')} {run.topology}"
         if args.only and not any(part in name for part in args.only):
@@ -96,13 +95,14 @@ def line(run: Run, cache: str) -> str:
     try:
         plan, _ = plans.plan(config, run.topology, folder=files.path(cache).expanduser())
     except DoesNotFit as too_much:
-        return " | ".join([*cells, "", "does not fit", "", str(too_much), ""])
+        return " | ".join([*cells, "", "does not fit", "", "", str(too_much), ""])
     return " | ".join(
         [
             *cells,
             f"{plan.rows_per_chip} × {plan.row_tokens:,}",
             f"{plan.step_seconds:.3f}",
             f"{100 * plan.static_mfu:.1f} %",
+            f"{100 * plan.static_mfu * plan.step_seconds / plan.one_axis_seconds:.1f} %",
             f"{plan.peak_hbm_bytes / 2**30:.2f} of {plan.hbm_bytes / 2**30:.2f}",
             f"{plan.hours:.1f}",
         ]

@@ -85,7 +85,8 @@ def gather_of(compute: Compute, device: Any) -> str:
 
 
 def torus_of(devices: list[Any]) -> MeshShape | None:
-    """An axis along each dimension of a TPU slice, and one of its slices; None of other devices."""
+    """An axis along each dimension of a TPU slice, longest first, and one of its slices; None of
+    other devices. Gathered axis by axis, the last comes first: short, it has less to give."""
     if devices[0].platform != "tpu":
         return None
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -94,7 +95,8 @@ def torus_of(devices: list[Any]) -> MeshShape | None:
     ]
     if math.prod(sizes) * slices != len(devices):
         return None  # two cores of a chip, or a part of a slice
-    return MeshShape(slices, tuple(size for size in sizes if size > 1) or (1,))
+    longest_first = sorted((size for size in sizes if size > 1), reverse=True)
+    return MeshShape(slices, tuple(longest_first) or (1,))
 
 
 def program(

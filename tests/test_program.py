@@ -190,6 +190,7 @@ class Chip(NamedTuple):
     ("grid", "slices", "expected"),
     [
         ((4, 2, 1), 1, MeshShape(1, (4, 2))),
+        ((2, 4), 1, MeshShape(1, (4, 2))),
         ((4, 4, 4), 1, MeshShape(1, (4, 4, 4))),
         ((2, 2, 1), 3, MeshShape(3, (2, 2))),
         ((1, 1, 1), 1, MeshShape(1, (1,))),
