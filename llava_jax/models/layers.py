@@ -10,6 +10,7 @@ R LoRA rank.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -68,6 +69,7 @@ class Dense(nn.Module):
         shape = (x_flat.shape[-1], self.features)
         kernel = self.param("kernel", _kernel_init, shape[::-1] if self.output_first else shape)
         kernel = kernel.astype(dtype)
+        y: Any
         if self.heads and self.output_first:
             precision = matmul_precision(dtype)
             kernel_ONH = kernel.reshape(self.features, *x.shape[-2:])
