@@ -72,8 +72,8 @@ class Data:
 class Batch:
     """conversations: of a step, on average where rows are packed. tokens, images: of a row.
 
-    pack: several conversations a row, blind to each other. by_length: without packing, steps of
-    conversations of like length, with or without pictures, as the reference groups them.
+    pack: several conversations a row, blind to each other. by_length: where they are not packed,
+    steps of conversations of like length, with or without pictures, as the reference groups them.
     loss_groups: the loss is the mean of so many groups' means, each of as many rows; 1 = the mean
     over all that the step learns.
     """

@@ -8,6 +8,7 @@ import runpy
 import pytest
 
 from llava_jax import config as c
+from llava_jax.data.dataset import check_settings
 from tests.conftest import CHECKOUT
 
 FILE = """
@@ -160,6 +161,15 @@ def every_variant() -> list[str]:
     for path in sorted(runs):  # towers.py has a schema of its own: see picture_world/test_towers.py
         found += [f"{path}:{name}" for name in runpy.run_path(str(path))["VARIANTS"]]
     return found
+
+
+@pytest.mark.parametrize("fidelity", ["ours", "paper"])
+@pytest.mark.parametrize("name", every_variant(), ids=lambda name: name.split("/")[-1])
+def test_its_data_settings_can_work(name, fidelity):
+    """What opening its data would refuse at once, after hours of fetching it."""
+    config = c.load(name, {"fidelity": fidelity})
+    if config.data.sources:
+        check_settings(config)
 
 
 @pytest.mark.parametrize("name", every_variant(), ids=lambda name: name.split("/")[-1])

@@ -118,7 +118,7 @@ def open_dataset(
     they are not looked for.
     """
     data = config.data
-    _check_settings(config)
+    check_settings(config)
     renderer = _renderer(config)
     sources = {
         name: open_source(
@@ -162,7 +162,7 @@ def open_dataset(
     )
 
 
-def _check_settings(config: configs.Config) -> None:
+def check_settings(config: configs.Config) -> None:
     data, batch = config.data, config.batch
     if not data.sources:
         raise ValueError("got no config.data.sources, expected at least one")
@@ -178,14 +178,10 @@ def _check_settings(config: configs.Config) -> None:
         )
     if not data.prepared:
         raise ValueError("got no config.data.prepared, expected a folder to keep lengths in")
-    if batch.pack and batch.by_length:
-        raise ValueError(
-            "got config.batch.by_length with config.batch.pack, expected one of them: packed rows "
-            "are all of one length"
-        )
     at_least_one = {
         "batch.conversations": batch.conversations,
         "batch.images": batch.images,
+        "batch.tokens": batch.tokens,
         "data.conversation_tokens": data.conversation_tokens,
         "data.image_size": data.image_size,
         "data.patch_size": data.patch_size,

@@ -18,9 +18,16 @@ def taken(take: str, count: int, name: str, seed: int) -> np.ndarray:
     A drawn part depends on the seed and the source's name alone, and a smaller one is contained in
     a larger one.
     """
+    number = number_taken(take, count, name)
+    if take == ALL or take.startswith("first:"):
+        return np.arange(number)
+    return np.sort(np.argsort(random_keys(count, name, seed), kind="stable")[:number])
+
+
+def number_taken(take: str, count: int, name: str) -> int:
     kind, _, amount = take.partition(":")
     if take == ALL:
-        return np.arange(count)
+        return count
     if kind not in ("first", "random", "fraction") or not amount:
         raise ValueError(
             f"source {name}: got take {take!r}, expected all, first:N, random:N or fraction:0.25"
@@ -28,12 +35,9 @@ def taken(take: str, count: int, name: str, seed: int) -> np.ndarray:
     number = _fraction_of(amount, count, take, name) if kind == "fraction" else amount
     if not str(number).isdecimal():
         raise ValueError(f"source {name}: got take {take!r}, expected a whole number behind the :")
-    number = int(number)
-    if number > count:
+    if int(number) > count:
         raise ValueError(f"source {name}: got take {take!r}, expected at most the {count} it has")
-    if kind == "first":
-        return np.arange(number)
-    return np.sort(np.argsort(random_keys(count, name, seed), kind="stable")[:number])
+    return int(number)
 
 
 def _fraction_of(amount: str, count: int, take: str, name: str) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from llava_jax import config as configs
 from llava_jax.data import packing
 from llava_jax.data.dataset import Dataset
 from llava_jax.data.packing import Plan
@@ -67,17 +68,22 @@ def schedule(
                 f"(devices × config.compute.parts), expected one of {fits}"
             )
         return Schedule(plans, rows)
-    wanted = dataset.config.batch.conversations
-    if dataset.config.batch.pack:
-        wanted *= len(plans[0]) / len(dataset)
-    elif wanted % multiple:
-        raise ValueError(
-            f"got config.batch.conversations = {wanted}, one a row, for {multiple} parts that rows "
-            "are cut into (devices × config.compute.parts), expected a multiple of them"
-        )
+    rows = rows_of_a_step(dataset.config.batch, len(plans[0]) / len(dataset), multiple)
     # Of a data set smaller than a step, empty rows alone would be added.
-    most = -(-len(plans[0]) // multiple)
-    return Schedule(plans, multiple * min(most, max(1, round(wanted / multiple))))
+    return Schedule(plans, min(rows, -(-len(plans[0]) // multiple) * multiple))
+
+
+def rows_of_a_step(batch: configs.Batch, rows_per_conversation: float, multiple: int) -> int:
+    """The multiple of `multiple` that is nearest to batch.conversations, on average."""
+    if batch.pack:
+        return multiple * max(1, round(batch.conversations * rows_per_conversation / multiple))
+    if batch.conversations % multiple:
+        raise ValueError(
+            f"got config.batch.conversations = {batch.conversations}, one a row, for {multiple} "
+            "parts that rows are cut into (devices × config.compute.parts), expected a multiple of "
+            "them"
+        )
+    return batch.conversations
 
 
 def kept_plans(dataset: Dataset, folder: epath.Path) -> list[Plan]:

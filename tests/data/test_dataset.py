@@ -121,7 +121,6 @@ def test_nothing_to_learn_from(tmp_path):
         ({"data": {"threads": 0}}, "config.data.threads = 0, expected 1 or more"),
         ({"data": {"workers": -1}}, "config.data.workers = -1, expected 0 or more"),
         ({"data": {"prepared": ""}}, "no config.data.prepared"),
-        ({"batch": {"by_length": True}}, "config.batch.by_length with config.batch.pack"),
         ({"data": {"sources": {"a": Source("x", epochs=0)}}}, "sources.a.epochs = 0, expected 1"),
         ({"data": {"sources": {"a": Source("nowhere.json")}}}, "nowhere.json"),
     ],
