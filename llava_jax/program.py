@@ -35,7 +35,7 @@ _V5P = {
 }
 COMPILER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        "TPU v5 lite": {_VMEM: str(64 << 10)},
+        "TPU v5 lite": {_VMEM: str(48 << 10)},
         "TPU v5": _V5P,
         "TPU v5p": _V5P,
         "TPU v6 lite": {
@@ -66,6 +66,11 @@ class Program(NamedTuple):
 
 def layout_of(compute: Compute, devices: list[Any]) -> Layout:
     """The mesh over these devices. An axis of 0 gets the devices that the others leave."""
+    for name in ("parts", "loss_pieces"):
+        if getattr(compute, name) < 1:
+            raise ValueError(
+                f"got config.compute.{name} = {getattr(compute, name)}, expected 1 or more"
+            )
     torus = torus_of(devices)
     if compute.fsdp == (0,) and compute.tensor == 1 and torus and compute.data in (1, torus.data):
         shape = torus

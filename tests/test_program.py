@@ -120,6 +120,7 @@ CUTS: dict[str, tuple[int, dict[str, Any]]] = {
             "compute__remat": "attention_residual",
         },
     ),
+    "2 parts": (1, {"compute__parts": "2", "compute__remat": "value"}),
     "4 parts, unrolled": (
         1,
         {"compute__parts": "4", "compute__scan": "False", "compute__remat": "attention"},
@@ -216,7 +217,7 @@ def test_how_weights_are_gathered():
 
 def test_what_the_compiler_is_told():
     compute, chip = config.Compute(), Chip((0, 0, 0))
-    assert program.compiler_options(compute, chip) == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
+    assert program.compiler_options(compute, chip) == {"xla_tpu_scoped_vmem_limit_kib": "49152"}
     assert program.compiler_options(compute, jax.devices()[0]) == {}
     v5p = program.compiler_options(compute, chip._replace(device_kind="TPU v5"))
     assert v5p["xla_tpu_enable_sparse_core_collective_offload_all_gather"] == "true"

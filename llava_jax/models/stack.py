@@ -45,6 +45,7 @@ _QKV = ("q", "k", "v")
 REMAT_POLICIES: dict[str, tuple[str, ...] | None] = {
     "full": (),
     "residual": ("norm", "attention", "residual"),
+    "value": ("norm", "attention", "residual", "v"),
     "attention": ("norm", *_QKV, "attention"),
     "gate": ("norm", "attention", "residual", "gate"),
     "attention_residual": ("norm", *_QKV, "attention", "residual"),
