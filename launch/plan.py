@@ -76,13 +76,13 @@ def main() -> int:
             folder=folder,
         )
     except DoesNotFit as too_much:
-        print(refusal(too_much, config, options.rows_per_chip))
+        print(refusal(too_much, config))
         return DOES_NOT_FIT
+    print(told(plan), flush=True)
     if options.json:
         files.write_json(files.path(options.json), dataclasses.asdict(plan))
     if options.dump_hlo:
         files.write_text(files.path(options.dump_hlo), text)
-    print(told(plan))
     return 0
 
 
@@ -108,12 +108,13 @@ def told(plan: Plan) -> str:
     kernels = sum(plan.kernel_flops.values())
     figures = {
         "run": f"{plan.config} on {plan.topology}: {plan.chips} chips, each with "
-        f"{plan.rows_per_chip} rows of {plan.row_tokens:,} tokens a step",
+        f"{plan.rows_per_chip} rows of {plan.row_tokens:,} tokens a step, "
+        f"{100 * plan.filled:.0f} % of them filled (assumed)",
         "parameters": f"{plan.parameters:,}, of which {plan.trained_parameters:,} train",
-        "FLOPs a step": f"{plan.model_flops / tera:.1f} T of the model's, "
+        "a chip's FLOPs": f"{plan.model_flops / tera:.1f} T of the model's, "
         f"{plan.compiled_flops / tera:.1f} T compiled and {kernels / tera:.1f} T in "
         f"{sum(plan.kernel_calls.values()):.0f} attention kernels",
-        "collectives": "; ".join(
+        "a chip's traffic": "; ".join(
             f"{kind} {nbytes / 1e9:.2f} GB" for kind, nbytes in plan.collective_bytes.items()
         ),
         "a step": f"{plan.step_seconds:.3f} s: {plan.compute_seconds:.3f} s of compute beside "
@@ -126,11 +127,14 @@ def told(plan: Plan) -> str:
         f"(assumed: {plan.conversation_tokens} tokens a conversation)",
         "the run": f"{plan.steps:,} steps, {plan.hours:.1f} h, {plan.chip_hours:,.0f} chip-hours"
         if plan.steps
-        else "of how many conversations is not known",
-        "the recipe's batch": f"{plan.recipe_rows} rows a step, which keep so many chips busy"
-        f"{'' if plan.recipe_rows >= plan.chips else f'; here {plan.chips} have one each'}",
+        else "its length is not known: a source says no size",
+        "the recipe's batch": f"fills {plan.recipe_rows:.1f} rows, and as many chips; here are "
+        f"{plan.rows_per_chip * plan.chips} rows a step",
         "compiled": "before" if plan.compiled_before else f"in {plan.compile_seconds:.0f} s",
     }
+    figures["a chip's peak"] = (
+        f"{plan.peak_hbm_bytes / gib:.2f} of {plan.hbm_bytes / gib:.2f} GiB, by the compiler"
+    )
     memory = {
         "weights": plan.weight_bytes / gib,
         "optimizer": plan.optimizer_bytes / gib,
@@ -145,7 +149,8 @@ def told(plan: Plan) -> str:
             "",
             *bars("time of a step", plan.seconds_by_part, "s"),
             "",
-            "All of it is the compiler's opinion and arithmetic; no chip was asked.",
+            "All of it is the compiler's opinion and arithmetic; no chip was asked. What it has no "
+            "opinion on, attention kernels and rows of embeddings, is priced at the chip's peak.",
         ]
     )
 
@@ -153,8 +158,8 @@ def told(plan: Plan) -> str:
 def _less_kindly(plan: Plan) -> str:
     mfu = plan.static_mfu * plan.step_seconds / plan.one_axis_seconds
     return (
-        f"; {100 * mfu:.1f} % ({plan.one_axis_seconds:.3f} s) if what runs along one axis of the "
-        "torus has that axis's links alone"
+        f"; {100 * mfu:.1f} % ({plan.one_axis_seconds:.3f} s) if a collective along one axis has "
+        "that axis's links alone, and half of them where it is no ring"
     )
 
 
@@ -167,21 +172,27 @@ def bars(title: str, sizes: Mapping[str, float], unit: str) -> list[str]:
     ]
 
 
-def refusal(too_much: DoesNotFit, config: Config, plan_rows: int) -> str:
-    compute = config.compute
+def refusal(too_much: DoesNotFit, config: Config) -> str:
+    compute, batch = config.compute, config.batch
     tries = [
-        "--rows_per_chip 1" if plan_rows != 1 else "",
         "--config.compute.remat=full" if compute.remat != "full" else "",
+        # Rows one after another: the same step in less memory.
+        f"--config.compute.parts={2 * compute.parts}",
         "--config.compute.loss_pieces=16" if compute.loss_pieces < 16 else "",
-        f"--config.batch.tokens={config.batch.tokens // 2}" if config.batch.tokens > 2048 else "",
-        "a larger slice",
     ]
+    if too_much.lasting >= too_much.limit:
+        tries = []
+    elif batch.tokens // 2 >= config.data.conversation_tokens:
+        tries.append(
+            f"--config.batch.tokens={batch.tokens // 2} --config.batch.images="
+            f"{-(-batch.images // 2)} --config.compute.parts={2 * compute.parts}"
+        )
     return "\n".join(
         [
-            f"does not fit: a chip needs {too_much.needed / 2**30:.2f} GiB, and has "
+            f"does not fit: a chip needs {too_much.needed / 2**30:.2f} GiB or more, and has "
             f"{too_much.limit / 2**30:.2f}",
             *(f"  {line}" for line in too_much.largest),
-            f"to try: {'; '.join(filter(None, tries))}",
+            f"to try: {'; '.join(filter(None, [*tries, 'a larger slice']))}",
         ]
     )
 

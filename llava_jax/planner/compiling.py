@@ -5,8 +5,10 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import threading
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -24,7 +26,10 @@ class Compiled(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """needed, limit: bytes. largest: what takes the most, in the compiler's words."""
+    """needed, limit: bytes. largest: what takes the most, in the compiler's words where it says.
+    lasting: bytes that no setting of a step spares, weights and moments."""
+
+    lasting = 0.0
 
     def __init__(self, needed: float, limit: float, largest: tuple[str, ...]):
         super().__init__(f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB")
@@ -43,12 +48,31 @@ def compile_for(
     answer = _kept(place)
     kept = answer is not None
     if answer is None:
-        answer = _compiled(lowered, options)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)  # before the minutes that an answer takes
+        answer = _interruptible(lambda: _compiled(lowered, options))
         files.write_bytes(place, gzip.compress(json.dumps(answer).encode()))
     if "needed" in answer:
         raise DoesNotFit(answer["needed"], answer["limit"], tuple(answer["largest"]))
     return Compiled(answer["text"], answer["peak"], answer["seconds"], kept)
+
+
+def _interruptible(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Python hears of Ctrl-C only between its own instructions, and the compiler is one of them."""
+    done: list[dict[str, Any] | BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            done.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
 
 
 def _compiled(lowered: Any, options: Mapping[str, str]) -> dict[str, Any]:
@@ -58,6 +82,10 @@ def _compiled(lowered: Any, options: Mapping[str, str]) -> dict[str, Any]:
     except Exception as error:
         if found := _does_not_fit(str(error)):
             return found
+        if "No such compile option" in str(error):
+            raise ValueError(
+                f"the TPU compiler says of config.compute.compiler: {error}"
+            ) from error
         raise
     return {
         "text": compiled.as_text(),
@@ -66,15 +94,15 @@ def _compiled(lowered: Any, options: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _does_not_fit(said: str) -> dict[str, Any] | None:
     """The compiler's refusal; in the first form it told what is largest, in the second it gave up
     early."""
-    found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm", said) or re.search(
-        r"memory required for HLO temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM "
-        r"\(([\d.]+)([KMG]?)\)",
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", said) or re.search(
+        r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM "
+        r"\(([\d.]+)([KMGT]?)\)",
         said,
     )
     if not found:
@@ -90,9 +118,14 @@ def _does_not_fit(said: str) -> dict[str, Any] | None:
 
 def _kept(place: epath.Path) -> dict[str, Any] | None:
     try:
-        return json.loads(gzip.decompress(place.read_bytes()))
-    except (OSError, EOFError, ValueError):  # none, or one that was cut off
+        answer = json.loads(gzip.decompress(place.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error):  # none, or one that was damaged
         return None
+    whole = isinstance(answer, dict) and any(kind <= answer.keys() for kind in _ANSWERS)
+    return answer if whole else None
+
+
+_ANSWERS = ({"text", "peak", "seconds"}, {"needed", "limit", "largest"})
 
 
 def _version(name: str) -> str:

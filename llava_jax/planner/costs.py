@@ -6,7 +6,7 @@ compute: the compiler's cycles; Pallas kernels, which have no estimate, at the c
 and scatters of rows, which have none either, as products with one-hot rows at peak. Bytes of a
 collective are those of its full array: what a gather gives, what a scatter takes, and an
 all-reduce's twice. They have all of a chip's links; or, less kindly, those of one axis where a
-collective runs along one axis of the torus.
+collective runs along one axis of the torus, and half of them where the axes are no rings.
 """
 
 import collections

@@ -16,23 +16,31 @@ from llava_jax import batch as batches
 from llava_jax import files, flops, model_folder, optim
 from llava_jax import program as programs
 from llava_jax.config import Config
+from llava_jax.data import mixture
+from llava_jax.data.dataset import check_settings
+from llava_jax.data.schedule import rows_of_a_step
 from llava_jax.models.llava import LlavaConfig, released
 from llava_jax.planner import compiling, costs, scheduled
 from llava_jax.planner.chips import CHIPS
+from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.topology import topology
 from llava_jax.program import Program
 
-# Tokens of a conversation beyond its picture: assumed where its data is not there to be counted.
-_TEXT = {"llava_pretrain": 30, "llava_instruct": 350, "science_qa": 300}
-_FILLED = 0.95  # of packed rows; see docs/results.md
+# Assumed, as the data need not be there: tokens of a conversation beside its picture's, how many
+# have one, and how much of packed rows is filled, short and long ones (docs/results.md, Data).
+_TEXT = {"llava_pretrain": 30, "llava_instruct": 280, "science_qa": 300}
+_PICTURES = {"llava_pretrain": 1.0, "llava_instruct": 0.94, "science_qa": 0.49}
+_FILLED_SHORT, _FILLED_LONG = 0.9, 0.99
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """bytes, FLOPs, cycles and seconds: a chip's, of a step. step_seconds: see costs.py.
     one_axis_seconds: the same, if what runs along one axis of the torus has that axis's links
-    alone. seconds_by_part add up to step_seconds. conversation_tokens: assumed, a picture's with
-    them. recipe_rows: a step's, of the recipe's own batch; so many chips it keeps busy."""
+    alone, and half of them where it is no ring. seconds_by_part add up to step_seconds.
+    conversation_tokens: assumed, a picture's with them; filled: so much of the rows holds
+    conversations, likewise. recipe_rows: a step's, of the recipe's own batch, before they are made
+    a multiple of the chips."""
 
     config: str
     topology: str
@@ -59,7 +67,8 @@ class Plan:
     one_axis_seconds: float
     static_mfu: float
     conversation_tokens: int
-    recipe_rows: int
+    filled: float
+    recipe_rows: float
     conversations_per_second: float
     tokens_per_second: float
     images_per_second: float
@@ -85,37 +94,54 @@ def plan(
     text_only: bool = False,
     folder: epath.Path,
 ) -> tuple[Plan, str]:
-    """The plan, and the text of the scheduled program. rows_per_chip 0: as many as the recipe's
-    batch needs, at least one for each of a step's parts. folder: where answers of the compiler are
-    kept."""
+    """The plan, and the text of the scheduled program. rows_per_chip 0: as many as train.py takes
+    for the recipe's batch. folder: where answers of the compiler are kept."""
     target = topology(slice_name)
+    check_settings(config)
     architecture = _architecture(config)
     if text_only:
         config = dataclasses.replace(
             config, optim=dataclasses.replace(config.optim, trains=("language/.*",))
         )
     mean = _conversation_tokens(config, architecture)
-    recipe_rows = _recipe_rows(config, mean)
-    parts = config.compute.parts
-    rows_per_chip = rows_per_chip or math.ceil(recipe_rows / target.chips / parts) * parts
-    rows = target.chips * rows_per_chip
+    long = config.batch.tokens >= 4 * mean
+    filled = (
+        (_FILLED_LONG if long else _FILLED_SHORT)
+        if config.batch.pack
+        else mean / config.batch.tokens
+    )
+    row_conversations = config.batch.tokens * filled / mean
     layout = programs.layout_of(config.compute, target.devices())
+    multiple = layout.batch_parts * config.compute.parts
+    if rows_per_chip:
+        rows = target.chips * rows_per_chip
+    else:
+        rows = rows_of_a_step(config.batch, 1 / row_conversations, multiple)
     program = programs.program(config, architecture, layout, steps=1000, rows=rows)
     images = 0 if text_only else config.batch.images
-    compiled = compiling.compile_for(
-        _lowered(program, config, rows, images), target, program.options, folder
-    )
+    table = optim.parts(program.like.trainable, program.frozen_like)
+    weights = sum(part.weight_bytes for part in table)
+    moments = sum(part.moment_bytes for part in table)
+    try:
+        compiled = compiling.compile_for(
+            _lowered(program, config, rows, images), target, program.options, folder
+        )
+    except DoesNotFit as too_much:
+        lasting = {"weights": weights, "the optimizer's moments": moments}
+        said = [f"{nbytes / 2**30:.2f} GiB of {name}" for name, nbytes in lasting.items()]
+        too_much.largest = (*said, *too_much.largest)
+        too_much.lasting = weights + moments
+        raise
 
     chip = CHIPS[target.generation]
     read = scheduled.read(compiled.text)
     cost = costs.of_program(read, chips_per_slice=target.chips // target.slices)
     seconds = cost.seconds(chip)
-    table = optim.parts(program.like.trainable, program.frozen_like)
-    row_conversations = config.batch.tokens * _FILLED / mean if config.batch.pack else 1
-    # A picture a conversation; other slots of a row are empty, and no work for the model's sake.
-    row_images = min(images, row_conversations)
+    # Other slots of a row are empty, and no work for the model's sake.
+    row_images = min(images, row_conversations * _mean(config, _PICTURES))
+    rows_per_chip = rows // target.chips
     model_flops = _model_flops(config, architecture, rows_per_chip, row_images)
-    conversations = sum(source.size * source.epochs for source in config.data.sources.values())
+    conversations = _conversations(config)
     steps = math.ceil(conversations * config.epochs / (rows * row_conversations))
     return (
         Plan(
@@ -126,8 +152,8 @@ def plan(
             row_tokens=config.batch.tokens,
             parameters=sum(part.parameters for part in table),
             trained_parameters=sum(part.parameters for part in table if part.trains),
-            weight_bytes=sum(part.weight_bytes for part in table),
-            optimizer_bytes=sum(part.moment_bytes for part in table),
+            weight_bytes=weights,
+            optimizer_bytes=moments,
             peak_hbm_bytes=compiled.peak,
             hbm_bytes=chip.hbm,
             model_flops=model_flops,
@@ -141,10 +167,14 @@ def plan(
             asynchronous_seconds=cost.collective_seconds(chip, asynchronous=True),
             synchronous_seconds=cost.collective_seconds(chip, asynchronous=False),
             step_seconds=seconds,
-            one_axis_seconds=cost.seconds(chip, axes=sum(n > 1 for n in target.grid) or 1),
+            one_axis_seconds=cost.seconds(
+                chip if target.closed else chip._replace(links=chip.links / 2),
+                axes=sum(n > 1 for n in target.grid) or 1,
+            ),
             static_mfu=model_flops / seconds / chip.flops,
             conversation_tokens=mean,
-            recipe_rows=recipe_rows,
+            filled=filled,
+            recipe_rows=config.batch.conversations / row_conversations,
             conversations_per_second=rows * row_conversations / seconds,
             tokens_per_second=rows * row_conversations * mean / seconds,
             images_per_second=rows * row_images / seconds,
@@ -176,19 +206,25 @@ def _architecture(config: Config) -> LlavaConfig:
 
 
 def _conversation_tokens(config: Config, architecture: LlavaConfig) -> int:
-    """On average, by source."""
+    pictures = architecture.tokens_per_image * _mean(config, _PICTURES)
+    return min(config.data.conversation_tokens, round(pictures + _mean(config, _TEXT)))
+
+
+def _mean(config: Config, by_builder: Mapping[str, float]) -> float:
     sources = config.data.sources.values()
     total = sum(max(1, source.size) for source in sources)
-    mean = sum(max(1, source.size) * _TEXT[source.builder] for source in sources) / total
-    longest = config.data.conversation_tokens
-    return min(longest, architecture.tokens_per_image + round(mean))
+    return sum(max(1, source.size) * by_builder[source.builder] for source in sources) / total
 
 
-def _recipe_rows(config: Config, mean: int) -> int:
-    conversations = config.batch.conversations
-    if not config.batch.pack:
-        return conversations
-    return math.ceil(conversations * mean / (config.batch.tokens * _FILLED))
+def _conversations(config: Config) -> int:
+    """Of an epoch; 0 where a source's size is not known."""
+    sources = config.data.sources
+    if not all(source.size for source in sources.values()):
+        return 0
+    return sum(
+        mixture.number_taken(source.take, source.size, name) * source.epochs
+        for name, source in sources.items()
+    )
 
 
 def _lowered(program: Program, config: Config, rows: int, images: int) -> Any:

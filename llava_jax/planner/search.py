@@ -64,11 +64,11 @@ def _tries(
                     plan, _ = plans.plan(
                         dataclasses.replace(config, compute=compute),
                         slice_name,
-                        rows_per_chip=count,
+                        rows_per_chip=count * config.compute.parts,
                         text_only=text_only,
                         folder=folder,
                     )
-                    yield Try(gather, remat, count, plan)
+                    yield Try(gather, remat, plan.rows_per_chip, plan)
                 except DoesNotFit as too_much:
                     largest = number
                     yield Try(gather, remat, count, None, too_much.needed)

@@ -22,6 +22,21 @@ def test_a_slice_is_what_the_cloud_rents(name, grid, chips, mesh):
     assert (found.grid, found.chips, found.mesh_shape()) == (grid, chips, mesh)
 
 
+@pytest.mark.parametrize(
+    ("name", "closed"),
+    [
+        ("v5e-256", True),
+        ("v5e-128", False),  # 8×16: one axis is a line
+        ("v6e-8", False),
+        ("v5p-128", True),
+        ("v5p-64", False),  # 2×4×4
+        ("2xv5e-256", True),
+    ],
+)
+def test_whose_axes_are_rings(name, closed):
+    assert topology(name).closed is closed
+
+
 def test_every_slice_people_hold_has_a_name():
     assert {"v4-8", "v4-128", "v5e-4", "v5e-256", "v5p-8", "v5p-128", "v6e-1", "v6e-256"} <= set(
         names()
@@ -31,7 +46,8 @@ def test_every_slice_people_hold_has_a_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["v5p-4", "v5e-3", "v7x-8", "v5e", "v5e-", "0xv5e-4", "axv5e-4", "v4-9", ""]
+    "name",
+    ["v5p-4", "v5e-3", "v7x-8", "v5e", "v5e-", "0xv5e-4", "axv5e-4", "999xv5e-4", "v4-9", ""],
 )
 def test_other_names_are_refused_with_the_list(name):
     with pytest.raises(ValueError, match=r"unknown TPU slice .*expected one of v4-8,.*v6e-256"):
