@@ -8,6 +8,7 @@ pod: eight times the batch, the rate times √8, no recipe of the paper's; tiny 
 a laptop). Data: LLaVA-CC3M-Pretrain-595K for v1, LLaVA-Pretrain (558K) for the others, in data/;
 `images` may stay zipped.
 
+The planner expects v1.5-7b to take 2.7 h on v5e-8 (docs/results.md has the settings).
 The reference took 2 h (7B) and 4 h (13B) for v1, 3.5 h and 5.5 h for v1.5, on eight A100. The paper
 reports no number of its own for this stage: stage 2 starts from its projector.
 Ablations: --config.model.select_layer=-1 reads the tower's last layer; --config.fidelity=paper has
