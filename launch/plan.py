@@ -13,12 +13,14 @@ import os
 import sys
 from collections.abc import Mapping
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Also on a TPU machine, whose chips a training may hold.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 from llava_jax import cli, files
 from llava_jax import config as configs
 from llava_jax.config import Config
 from llava_jax.data import report
+from llava_jax.planner import memory
 from llava_jax.planner import plan as plans
 from llava_jax.planner import search as searching
 from llava_jax.planner.compiling import DoesNotFit
@@ -42,7 +44,7 @@ def main() -> int:
         "--text_only", action="store_true", help="the language model alone, all of it training"
     )
     parser.add_argument(
-        "--search", action="store_true", help="try what is kept, rows of a chip and gathers; slow"
+        "--search", action="store_true", help="try what is kept, rows at a time, gathers, meshes"
     )
     parser.add_argument("--json", metavar="FILE", help="the figures")
     parser.add_argument("--dump_hlo", metavar="FILE", help="the scheduled program")
@@ -54,13 +56,15 @@ def main() -> int:
         raise ValueError(f"got --rows_per_chip {options.rows_per_chip}, expected 1 or more")
     if options.search and (options.json or options.dump_hlo):
         raise ValueError("got --search with --json or --dump_hlo, of one program; expected either")
+    if not options.cache:
+        raise ValueError("got --cache '', expected a folder for the compiler's answers")
     folder = files.path(options.cache).expanduser()
     if options.search:
         tries = searching.search(
             config,
             options.topology,
+            rows_per_chip=options.rows_per_chip,
             text_only=options.text_only,
-            rows=(options.rows_per_chip,) if options.rows_per_chip else searching.ROWS,
             folder=folder,
             on_try=lambda each: print(" ".join(line(each)), file=sys.stderr, flush=True),
         )
@@ -86,14 +90,13 @@ def main() -> int:
     return 0
 
 
-HEAD = ("gather", "remat", "rows a chip", "a step, s", "static MFU", "peak, GiB", "tokens/s")
+HEAD = ("--config.compute.", "rows at a time", "a step, s", "static MFU", "GiB", "tokens/s")
 
 
 def line(found: Try) -> tuple[str, ...]:
-    names = (found.gather, found.remat, str(found.rows_per_chip))
+    names = (" ".join(_setting(*each) for each in found.settings.items()), str(found.rows))
     if found.plan is None:
-        needed = f"needs {found.needed / 2**30:.1f}" if found.needed else "needs more"
-        return (*names, "does not fit", "", needed, "")
+        return (*names, "does not fit", "", f"needs {found.needed / 2**30:.1f}", "")
     return (
         *names,
         f"{found.plan.step_seconds:.3f}",
@@ -101,6 +104,11 @@ def line(found: Try) -> tuple[str, ...]:
         f"{found.plan.peak_hbm_bytes / 2**30:.2f}",
         f"{found.plan.tokens_per_second:,.0f}",
     )
+
+
+def _setting(name: str, value: object) -> str:
+    said = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{name}={said!r}" if " " in said else f"{name}={said}"
 
 
 def told(plan: Plan) -> str:
@@ -173,24 +181,28 @@ def bars(title: str, sizes: Mapping[str, float], unit: str) -> list[str]:
 
 
 def refusal(too_much: DoesNotFit, config: Config) -> str:
-    compute, batch = config.compute, config.batch
+    compute, batch, gib = config.compute, config.batch, 2**30
     tries = [
         "--config.compute.remat=full" if compute.remat != "full" else "",
         # Rows one after another: the same step in less memory.
         f"--config.compute.parts={2 * compute.parts}",
         "--config.compute.loss_pieces=16" if compute.loss_pieces < 16 else "",
+        "--search",
     ]
-    if too_much.lasting >= too_much.limit:
+    lasting = sum(too_much.terms.get(name, 0) for name in (memory.WEIGHTS, memory.MOMENTS))
+    if lasting >= too_much.limit:  # which no setting of a step spares
         tries = []
     elif batch.tokens // 2 >= config.data.conversation_tokens:
         tries.append(
             f"--config.batch.tokens={batch.tokens // 2} --config.batch.images="
             f"{-(-batch.images // 2)} --config.compute.parts={2 * compute.parts}"
         )
+    largest_first = sorted(too_much.terms.items(), key=lambda term: -term[1])
     return "\n".join(
         [
-            f"does not fit: a chip needs {too_much.needed / 2**30:.2f} GiB or more, and has "
-            f"{too_much.limit / 2**30:.2f}",
+            f"does not fit: a chip needs {too_much.needed / gib:.2f} GiB or more, and has "
+            f"{too_much.limit / gib:.2f}",
+            *(f"  {nbytes / gib:6.2f} GiB  {name}" for name, nbytes in largest_first),
             *(f"  {line}" for line in too_much.largest),
             f"to try: {'; '.join(filter(None, [*tries, 'a larger slice']))}",
         ]

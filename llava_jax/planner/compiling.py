@@ -4,11 +4,13 @@ import gzip
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -27,9 +29,9 @@ class Compiled(NamedTuple):
 
 class DoesNotFit(Exception):
     """needed, limit: bytes. largest: what takes the most, in the compiler's words where it says.
-    lasting: bytes that no setting of a step spares, weights and moments."""
+    terms: the planner's own account (memory.py)."""
 
-    lasting = 0.0
+    terms: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, needed: float, limit: float, largest: tuple[str, ...]):
         super().__init__(f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB")
@@ -42,6 +44,8 @@ def compile_for(
     """lowered: of `jit(...).lower(...)` for the topology's devices. folder: of answers kept."""
     asked = hashlib.sha256()
     versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+    if told := os.environ.get("LIBTPU_INIT_ARGS"):
+        versions["LIBTPU_INIT_ARGS"] = told
     for part in (lowered.as_text(), repr(topology), json.dumps([dict(options), versions])):
         asked.update(part.encode())
     place = folder / f"{asked.hexdigest()[:32]}.json.gz"

@@ -20,7 +20,7 @@ from llava_jax.data import mixture
 from llava_jax.data.dataset import check_settings
 from llava_jax.data.schedule import rows_of_a_step
 from llava_jax.models.llava import LlavaConfig, released
-from llava_jax.planner import compiling, costs, scheduled
+from llava_jax.planner import compiling, costs, memory, scheduled
 from llava_jax.planner.chips import CHIPS
 from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.topology import topology
@@ -104,33 +104,25 @@ def plan(
             config, optim=dataclasses.replace(config.optim, trains=("language/.*",))
         )
     mean = _conversation_tokens(config, architecture)
-    long = config.batch.tokens >= 4 * mean
-    filled = (
-        (_FILLED_LONG if long else _FILLED_SHORT)
-        if config.batch.pack
-        else mean / config.batch.tokens
-    )
+    filled = _filled(config, mean)
     row_conversations = config.batch.tokens * filled / mean
     layout = programs.layout_of(config.compute, target.devices())
-    multiple = layout.batch_parts * config.compute.parts
     if rows_per_chip:
         rows = target.chips * rows_per_chip
     else:
+        multiple = layout.batch_parts * config.compute.parts
         rows = rows_of_a_step(config.batch, 1 / row_conversations, multiple)
     program = programs.program(config, architecture, layout, steps=1000, rows=rows)
     images = 0 if text_only else config.batch.images
     table = optim.parts(program.like.trainable, program.frozen_like)
-    weights = sum(part.weight_bytes for part in table)
-    moments = sum(part.moment_bytes for part in table)
+    tokens = rows // target.chips // config.compute.parts * config.batch.tokens
+    terms = memory.terms(table, config.compute, architecture.language, tokens)
     try:
         compiled = compiling.compile_for(
             _lowered(program, config, rows, images), target, program.options, folder
         )
     except DoesNotFit as too_much:
-        lasting = {"weights": weights, "the optimizer's moments": moments}
-        said = [f"{nbytes / 2**30:.2f} GiB of {name}" for name, nbytes in lasting.items()]
-        too_much.largest = (*said, *too_much.largest)
-        too_much.lasting = weights + moments
+        too_much.terms = terms
         raise
 
     chip = CHIPS[target.generation]
@@ -152,8 +144,8 @@ def plan(
             row_tokens=config.batch.tokens,
             parameters=sum(part.parameters for part in table),
             trained_parameters=sum(part.parameters for part in table if part.trains),
-            weight_bytes=weights,
-            optimizer_bytes=moments,
+            weight_bytes=terms[memory.WEIGHTS],
+            optimizer_bytes=terms[memory.MOMENTS],
             peak_hbm_bytes=compiled.peak,
             hbm_bytes=chip.hbm,
             model_flops=model_flops,
@@ -203,6 +195,20 @@ def _architecture(config: Config) -> LlavaConfig:
         language = dataclasses.replace(found.language, lora=lora)
         found = dataclasses.replace(found, language=language)
     return found
+
+
+def rows_of_a_chip(config: Config, slice_name: str) -> int:
+    """Of the recipe's batch, all of them at once."""
+    mean = _conversation_tokens(config, _architecture(config))
+    per_conversation = mean / (config.batch.tokens * _filled(config, mean))
+    chips = topology(slice_name).chips
+    return rows_of_a_step(config.batch, per_conversation, chips) // chips
+
+
+def _filled(config: Config, mean: int) -> float:
+    if not config.batch.pack:
+        return mean / config.batch.tokens
+    return _FILLED_LONG if config.batch.tokens >= 4 * mean else _FILLED_SHORT
 
 
 def _conversation_tokens(config: Config, architecture: LlavaConfig) -> int:

@@ -1,11 +1,15 @@
-"""Which settings use a slice best: what is kept for the backward pass, rows of a chip, the gather.
+"""Which settings run a recipe's step fastest on a slice: what is kept for the backward pass, rows
+taken at a time, how weights are gathered, and over which mesh.
 
-Every try is a compilation, of minutes; those whose answer follows from another's are left out, and
-answers are kept, so that a search that was interrupted goes on.
+A try that fits is a compilation, of minutes; one that does not is refused in seconds. So tries go
+from what keeps the most to the leanest, and end with the first that fits: a leaner one computes
+more again. With fewer rows at a time only what keeps more than that is worth another. Answers are
+kept, so that a search that was interrupted goes on.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from etils import epath
@@ -15,18 +19,17 @@ from llava_jax.models.stack import REMAT_POLICIES
 from llava_jax.planner import plan as plans
 from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.plan import Plan
+from llava_jax.planner.topology import Topology, topology
 
 GATHERS = ("explicit", "explicit by axis")
-ROWS = (1, 2, 4)
 
 
 class Try(NamedTuple):
-    """plan: None where it does not fit, for which it needed so many bytes (0: of which a leaner one
-    needed too many)."""
+    """settings: of config.compute. rows: of a chip, taken at a time. plan: None where it does not
+    fit, for which it needed so many bytes."""
 
-    gather: str
-    remat: str
-    rows_per_chip: int
+    settings: dict[str, object]
+    rows: int
     plan: Plan | None
     needed: float = 0.0
 
@@ -35,40 +38,61 @@ def search(
     config: Config,
     slice_name: str,
     *,
+    rows_per_chip: int = 0,
     text_only: bool = False,
-    rows: Sequence[int] = ROWS,
     folder: epath.Path,
     on_try: Callable[[Try], None] = lambda found: None,
 ) -> list[Try]:
-    """All tries, the fastest for a conversation first, and then those that do not fit."""
+    """All tries, the fastest first, and then those that do not fit. rows_per_chip 0: as many as
+    the recipe's batch needs."""
+    rows = rows_per_chip or plans.rows_of_a_chip(config, slice_name)
     found = []
-    for each in _tries(config, slice_name, text_only, rows, folder):
-        found.append(each)
-        on_try(each)
-    return sorted(found, key=lambda each: -each.plan.tokens_per_second if each.plan else 0.0)
+    for layout in layouts(topology(slice_name)):
+        for each in _tries(config, slice_name, layout, rows, text_only, folder):
+            found.append(each)
+            on_try(each)
+    return sorted(found, key=lambda each: each.plan.step_seconds if each.plan else math.inf)
+
+
+def layouts(target: Topology) -> list[dict[str, object]]:
+    """Weights cut over the whole slice, along its axes; and over all but the longest, along which
+    lie copies: shorter gathers, and gradients that are summed up. Each with either gather, which
+    are one where there is one axis."""
+    longest, *others = sorted((size for size in target.grid if size > 1), reverse=True) or [1]
+    whole = {"data": target.slices, "fsdp": (0,)}
+    copies = {"data": target.slices * longest, "fsdp": tuple(others)}
+    return [
+        {**mesh, "gather": gather}
+        for mesh, axes in ((whole, 1 + len(others)), (copies, len(others)))
+        for gather in GATHERS[: min(axes, len(GATHERS))]
+    ]
 
 
 def _tries(
-    config: Config, slice_name: str, text_only: bool, rows: Sequence[int], folder: epath.Path
+    config: Config,
+    slice_name: str,
+    layout: dict[str, object],
+    rows: int,
+    text_only: bool,
+    folder: epath.Path,
 ) -> Iterator[Try]:
     policies = list(REMAT_POLICIES)  # from the leanest to the largest
-    for gather in GATHERS:
-        largest = len(policies)  # those before this one fitted so far
-        for count in sorted(rows):
-            for number, remat in enumerate(policies):
-                if number >= largest:
-                    yield Try(gather, remat, count, None)
-                    continue
-                compute = dataclasses.replace(config.compute, gather=gather, remat=remat)
-                try:
-                    plan, _ = plans.plan(
-                        dataclasses.replace(config, compute=compute),
-                        slice_name,
-                        rows_per_chip=count * config.compute.parts,
-                        text_only=text_only,
-                        folder=folder,
-                    )
-                    yield Try(gather, remat, plan.rows_per_chip, plan)
-                except DoesNotFit as too_much:
-                    largest = number
-                    yield Try(gather, remat, count, None, too_much.needed)
+    fitted = -1
+    for parts in (n for n in range(1, rows + 1) if rows % n == 0):
+        for number in reversed(range(fitted + 1, len(policies))):
+            settings = {**layout, "remat": policies[number], "parts": parts}
+            compute = dataclasses.replace(config.compute, **settings)
+            try:
+                plan, _ = plans.plan(
+                    dataclasses.replace(config, compute=compute),
+                    slice_name,
+                    rows_per_chip=rows,
+                    text_only=text_only,
+                    folder=folder,
+                )
+            except DoesNotFit as too_much:
+                yield Try(settings, rows // parts, None, too_much.needed)
+            else:
+                yield Try(settings, rows // parts, plan)
+                fitted = number
+                break

@@ -6,8 +6,10 @@ for a whole pod from a laptop. `v4` and `v5p` names count TensorCores, two to a 
 """
 
 import dataclasses
+import difflib
 import math
 import os
+import re
 from typing import Any
 
 from llava_jax.sharding import MeshShape
@@ -98,19 +100,25 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """'v5e-256', 'v5p-128', …; '2xv5e-256' for two slices."""
-    count, _, slice_name = name.rpartition("x")
-    generation, _, size = slice_name.partition("-")
-    if generation in _CORES_PER_CHIP_IN_NAME and size.isdigit() and (count or "1").isdigit():
-        cores = _CORES_PER_CHIP_IN_NAME[generation]
-        grids = _GRIDS_3D if cores == 2 else _GRIDS_2D
-        chips, rest = divmod(int(size), cores)
-        if chips in grids and not rest and 0 < int(count or "1") < 512:
-            return Topology(generation, grids[chips], int(count or "1"))
+    """'v5e-256', 'v5p-128', …; '2xv5e-256' for two slices; 'v5litepod-16', as the cloud says it."""
+    found = re.fullmatch(r"(?:([1-9][0-9]{0,2})x)?([a-z0-9]+)-([0-9]{1,4})", name)
+    if found:
+        slices, generation = int(found[1] or 1), found[2].replace("v5litepod", "v5e")
+        cores = _CORES_PER_CHIP_IN_NAME.get(generation, 1)
+        grids = _grids(generation)
+        chips, rest = divmod(int(found[3]), cores)
+        if chips in grids and not rest and slices < 512:
+            return Topology(generation, grids[chips], slices)
+    near = difflib.get_close_matches(name, names(), n=1)
     raise ValueError(
-        f"unknown TPU slice {name!r}: expected one of {', '.join(names())}, or '2x' and more in "
-        "front for several"
+        f"unknown TPU slice {name!r}{f' (did you mean {near[0]}?)' if near else ''}: expected one "
+        f"of {', '.join(names())}, or '2x' and more in front for several"
     )
+
+
+def _grids(generation: str) -> dict[int, tuple[int, ...]]:
+    cores = _CORES_PER_CHIP_IN_NAME.get(generation)
+    return {None: {}, 1: _GRIDS_2D, 2: _GRIDS_3D}[cores]
 
 
 def names() -> list[str]:
@@ -118,5 +126,5 @@ def names() -> list[str]:
     return [
         f"{generation}-{chips * cores}"
         for generation, cores in _CORES_PER_CHIP_IN_NAME.items()
-        for chips in (_GRIDS_3D if cores == 2 else _GRIDS_2D)
+        for chips in _grids(generation)
     ]

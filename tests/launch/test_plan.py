@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import math
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -179,49 +180,78 @@ def test_what_does_not_fit_is_told_with_what_to_try(planned, compiler, tmp_path)
     compiler["refusal"] = DoesNotFit(20 * 2**30, 15.75 * 2**30, ("3.4G f32[32,1024] some/op",))
     ended = planned("--rows_per_chip", 4, "--json", tmp_path / "plan.json")
     assert ended.code == verb.DOES_NOT_FIT, ended.err
-    assert "does not fit: a chip needs 20.00 GiB or more, and has 15.75" in ended.out
-    # What lasts is more than a v5e has: no setting of the step spares it.
-    assert "12.59 GiB of the optimizer's moments" in ended.out
-    assert "3.4G f32[32,1024] some/op" in ended.out
+    first, *terms, _ = ended.out.splitlines()
+    assert first == "does not fit: a chip needs 20.00 GiB or more, and has 15.75"
+    # The largest first, the compiler's words last. Only weights and moments are more than a v5e
+    # has: no setting of the step spares them.
+    assert [term.strip() for term in terms] == [
+        "12.59 GiB  the optimizer's moments",
+        "6.43 GiB  weights",
+        "4.00 GiB  what remat 'full' keeps for the backward pass",
+        "3.15 GiB  gradients",
+        "3.4G f32[32,1024] some/op",
+    ]
     assert ended.out.endswith("to try: a larger slice\n")
     assert not (tmp_path / "plan.json").exists()
     ended = planned("--topology", "v5e-8", "--config.compute.remat=gate")
-    assert "6.30 GiB of the optimizer's moments" in ended.out
-    assert "to try: --config.compute.remat=full; --config.compute.parts=2; " in ended.out
+    assert "6.30 GiB  the optimizer's moments" in ended.out
+    assert (
+        "to try: --config.compute.remat=full; --config.compute.parts=2; "
+        "--config.compute.loss_pieces=16; --search; " in ended.out
+    )
     assert (
         "--config.batch.tokens=2048 --config.batch.images=4 --config.compute.parts=2" in ended.out
     )
 
 
-def test_a_search_tries_what_may_fit_and_lists_the_fastest_first(planned, compiler, monkeypatch):
-    """The answers' only difference is the peak: here by the rows and by what is kept."""
+def test_a_search_tries_what_may_be_faster_and_lists_the_fastest_first(
+    planned, compiler, monkeypatch
+):
+    """The answers' only difference is the peak, here by what is kept and rows at a time."""
     tried = []
-    answer = compiling.compile_for
+    room = {1: "attention_gate", 2: "attention_gate", 3: "residual", 6: "full"}
+    policies = list(REMAT_POLICIES)
 
-    def compile_for(lowered, topology, options, folder):
-        tried.append(lowered)
-        if len(tried) in (3, 5):  # one row: the third policy; two rows: the second
+    def a_plan(config, slice_name, **asked):
+        remat, parts = config.compute.remat, config.compute.parts
+        tried.append((remat, parts))
+        assert asked["rows_per_chip"] == 6  # as training would take them
+        number = policies.index(remat)
+        if number > policies.index(room[6 // parts]):
             raise DoesNotFit(20 * 2**30, 15.75 * 2**30, ())
-        return answer(lowered, topology, options, folder)
+        made = dataclasses.replace(of_recipe, step_seconds=9.0 - number)
+        return made, ""
 
-    monkeypatch.setattr(compiling, "compile_for", compile_for)
+    of_recipe, _ = plan.plan(tiny(), "v5e-4", folder=epath.Path("unused"))
+    monkeypatch.setattr(search.plans, "plan", a_plan)
     monkeypatch.setattr(search, "GATHERS", ("explicit",))
     ended = planned("--search")
     assert ended.code == 0, ended.err
     head, *lines = ended.out.splitlines()
-    assert head.split()[:2] == ["gather", "remat"]
-    assert len(lines) == len(search.ROWS) * len(REMAT_POLICIES)
-    assert len(tried) == 6  # 1 row: full, residual, and one too many; 2: full and one; 4: full
-    # The same program's time for more rows: more of them a second.
-    fitting = [line.split()[:3] for line in lines[:4]]
-    assert fitting == [
-        ["explicit", "full", "4"],
-        ["explicit", "full", "2"],
-        ["explicit", "full", "1"],
-        ["explicit", "residual", "1"],
+    assert "rows at a time" in head
+    # Six rows at once, from what keeps the most down to what fits; then what keeps more than that.
+    one_mesh = [
+        *((remat, 1) for remat in reversed(policies)),
+        *((remat, 2) for remat in reversed(policies[1:])),
+        *((remat, 3) for remat in reversed(policies[policies.index("attention_gate") :])),
+        *((remat, 6) for remat in reversed(policies[policies.index("all") :])),
     ]
-    assert all("does not fit" in line for line in lines[4:])
-    assert sum("needs 20.0" in line for line in lines) == 2
+    assert tried == one_mesh * 2  # the torus, and copies along its longest axis
+    assert "data=1 fsdp=0 gather=explicit remat=attention_gate parts=3" in lines[0]
+    assert "data=2 fsdp=2 gather=explicit remat=attention_gate parts=3" in lines[1]
+    steps = [float(line.split()[6]) for line in lines if "does not fit" not in line]
+    assert steps == sorted(steps) and len(steps) == 6
+    assert all("needs 20.0" in line for line in lines[6:])
+    assert len(lines) == len(tried)
+
+
+def test_settings_that_a_search_tells_can_be_pasted():
+    found = search.Try({"fsdp": (4, 4), "gather": "explicit by axis"}, 1, None, 2**30)
+    settings, *_ = verb.line(found)
+    assert settings == "fsdp=4,4 gather='explicit by axis'"
+    pasted = [f"--config.compute.{each}" for each in shlex.split(settings)]
+    compute = configs.load(STAGE_2, configs.parse_overrides(pasted)).compute
+    assert (compute.fsdp, compute.gather) == ((4, 4), "explicit by axis")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +260,7 @@ def test_a_search_tries_what_may_fit_and_lists_the_fastest_first(planned, compil
         (["--rows_per_chip", "-1"], "got --rows_per_chip -1, expected 1 or more"),
         (["--search", "--json", "plan.json"], "got --search with --json or --dump_hlo"),
         (["--topology", "v5e-3"], "unknown TPU slice 'v5e-3'"),
+        (["--cache", ""], "got --cache '', expected a folder"),
         (["--config.compute.fsdp=3"], r"mesh of 1×3×1"),
     ],
 )

@@ -15,6 +15,7 @@ from llava_jax.sharding import MeshShape
         ("v6e-1", (1, 1), 1, MeshShape(fsdp=(1,))),
         ("v6e-8", (2, 4), 8, MeshShape(fsdp=(2, 4))),
         ("2xv5e-256", (16, 16), 512, MeshShape(data=2, fsdp=(16, 16))),
+        ("v5litepod-16", (4, 4), 16, MeshShape(fsdp=(4, 4))),  # as gcloud has it
     ],
 )
 def test_a_slice_is_what_the_cloud_rents(name, grid, chips, mesh):
@@ -47,8 +48,13 @@ def test_every_slice_people_hold_has_a_name():
 
 @pytest.mark.parametrize(
     "name",
-    ["v5p-4", "v5e-3", "v7x-8", "v5e", "v5e-", "0xv5e-4", "axv5e-4", "999xv5e-4", "v4-9", ""],
+    ["v5p-4", "v5e-3", "v7x-8", "v5e", "v5e-", "0xv5e-4", "axv5e-4", "999xv5e-4", "v4-9", "v5e-١٦", ""],
 )
 def test_other_names_are_refused_with_the_list(name):
     with pytest.raises(ValueError, match=r"unknown TPU slice .*expected one of v4-8,.*v6e-256"):
         topology(name)
+
+
+def test_a_name_that_is_nearly_one():
+    with pytest.raises(ValueError, match=r"'v5e16' \(did you mean v5e-16\?\)"):
+        topology("v5e16")
