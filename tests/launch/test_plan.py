@@ -240,7 +240,8 @@ def test_a_search_tries_what_may_be_faster_and_lists_the_fastest_first(
     assert "data=1 fsdp=0 gather=explicit remat=attention_gate parts=3" in lines[0]
     assert "data=2 fsdp=2 gather=explicit remat=attention_gate parts=3" in lines[1]
     steps = [float(line.split()[6]) for line in lines if "does not fit" not in line]
-    assert steps == sorted(steps) and len(steps) == 6
+    assert steps == sorted(steps)
+    assert len(steps) == 6
     assert all("needs 20.0" in line for line in lines[6:])
     assert len(lines) == len(tried)
 

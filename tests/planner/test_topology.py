@@ -48,7 +48,19 @@ def test_every_slice_people_hold_has_a_name():
 
 @pytest.mark.parametrize(
     "name",
-    ["v5p-4", "v5e-3", "v7x-8", "v5e", "v5e-", "0xv5e-4", "axv5e-4", "999xv5e-4", "v4-9", "v5e-١٦", ""],
+    [
+        "v5p-4",
+        "v5e-3",
+        "v7x-8",
+        "v5e",
+        "v5e-",
+        "0xv5e-4",
+        "axv5e-4",
+        "999xv5e-4",
+        "v4-9",
+        "v5e-١٦",
+        "",
+    ],
 )
 def test_other_names_are_refused_with_the_list(name):
     with pytest.raises(ValueError, match=r"unknown TPU slice .*expected one of v4-8,.*v6e-256"):
