@@ -123,6 +123,10 @@ def make_step(
 
         def one(rows: tuple[Batch, jax.Array]) -> tuple[Sums, Params]:
             (_, sums), gradients = jax.value_and_grad(sums_of, has_aux=True)(trainable, rows)
+            if parts > 1:
+                # Else the compiler would move their sum over chips out of the loop over parts, and
+                # fails at it on slices without rings (docs/log.md).
+                gradients = jax.lax.optimization_barrier(gradients)
             return sums, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients)
 
         def add(total: tuple[Sums, Params], number: jax.Array):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 from etils import epath
@@ -38,22 +39,32 @@ def small() -> LlavaConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory) -> tuple[Plan, Scheduled]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(plans, "released", lambda name: small())
+def planned_small(slice_name: str, folder: Path, **changes: str) -> tuple[Plan, Scheduled]:
     settings = {
         "batch.tokens": str(TOKENS),
         "data.conversation_tokens": str(TOKENS),
         "batch.images": "1",
         "compute.remat": "attention_residual",
         "compute.compiler": "",  # of its own accord it compiles in half the time
+        **changes,
     }
     config = configs.load("configs/stage2.py:v1.5-7b", settings)
-    folder = epath.Path(tmp_path_factory.mktemp("planned"))
-    plan, text = plans.plan(config, SLICE, rows_per_chip=2, folder=folder)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "released", lambda name: small())
+        plan, text = plans.plan(config, slice_name, rows_per_chip=2, folder=epath.Path(folder))
     return plan, scheduled.read(text)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> tuple[Plan, Scheduled]:
+    return planned_small(SLICE, tmp_path_factory.mktemp("planned"))
+
+
+@pytest.mark.tpu_compile
+def test_a_step_in_parts_compiles_where_axes_are_no_rings(tmp_path):
+    """The compiler fails at moving the gradients' sum over chips out of the loop over parts."""
+    plan, _ = planned_small("v5p-8", tmp_path, **{"compute.parts": "2"})
+    assert 0 < plan.peak_hbm_bytes < plan.hbm_bytes
 
 
 def test_the_plan_adds_up(planned):
