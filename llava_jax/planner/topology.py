@@ -37,10 +37,12 @@ _GRIDS_3D = {
 }
 _CORES_PER_CHIP_IN_NAME = {"v4": 2, "v5p": 2, "v5e": 1, "v6e": 1}
 
-# The compiler warns and waits when it looks for a TPU machine's metadata; tell it not to. And it
-# may be loaded where another process has loaded it: neither uses a TPU.
+# The compiler warns and waits when it looks for a TPU machine's metadata, and warns where it knows
+# of no machine: any will do. And it may be loaded where another process has loaded it: neither uses
+# a TPU.
 COMPILER_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }

@@ -123,6 +123,38 @@ def test_dropout_follows_its_key_and_keeps_the_mean():
     np.testing.assert_allclose(np.mean(dropped), np.mean(plain), rtol=0.02)
 
 
+def test_what_is_dropped_is_as_good_as_chance():
+    """Counts and correlations over 4,096 × 88 elements and 16 keys, each within five deviations of
+    what independent draws have."""
+    rate, keys = 0.05, jax.random.split(jax.random.key(3), 16)
+    dropped = ~np.asarray(lora.kept(keys, (16, 4096, 88), rate))
+    deviation = np.sqrt(rate * (1 - rate))
+    about = (dropped - rate) / deviation  # mean 0, variance 1
+    for axes in ((), (0,), (1,), (2,)):  # of all, of each key, token, feature
+        means = about.mean(tuple({0, 1, 2} - set(axes)))
+        assert np.abs(means).max() < 5 / np.sqrt(about.size / means.size), axes
+
+    def correlation(a, b):
+        return abs(np.mean(a * b)) * np.sqrt(a.size)
+
+    for step in (1, 2, 3, 64):
+        assert correlation(about[:, step:], about[:, :-step]) < 5
+        assert correlation(about[..., step:], about[..., :-step]) < 5
+    for number in range(1, 16):
+        assert correlation(about[0], about[number]) < 5
+        # Nor is one key's mask another's, moved by some elements.
+        moved = np.abs(
+            np.fft.ifft(np.fft.fft(about[0].ravel()) * np.fft.fft(about[number].ravel()).conj())
+        )
+        assert moved.max() / np.sqrt(about[0].size) < 6
+
+
+def test_a_row_drops_the_same_beside_others():
+    keys = jax.random.split(jax.random.key(3), 4)
+    together = lora.kept(keys, (4, 7, 24), 0.5)
+    np.testing.assert_array_equal(together[2:3], lora.kept(keys[2:3], (1, 7, 24), 0.5))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match=r"unknown LoRA targets \['lm_head'\]: expected names"):
         LoraConfig(rank=8, targets=("q", "lm_head"))
