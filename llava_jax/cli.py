@@ -86,7 +86,9 @@ def _message(error: ValueError | OSError) -> str:
     said = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         said = f"{error.strerror.lower()}: {error.filename}"
-    return "\n".join([said, *getattr(error, "__notes__", [])])
+    # Errors that pass through a trace get a note of JAX's on its own frames.
+    notes = (note for note in getattr(error, "__notes__", []) if "its internal frames" not in note)
+    return "\n".join([said, *notes])
 
 
 def parser(doc: str | None, example: str) -> argparse.ArgumentParser:

@@ -188,7 +188,8 @@ def _architecture(config: Config) -> LlavaConfig:
     else:
         raise ValueError(
             f"got {config.name}, whose model folder {config.model.start!r} is not here and whose "
-            "config names no released architecture (config.model.architecture); expected either"
+            "config names no released architecture (config.model.architecture), expected either"
+            + (f"; to make the folder:\n{config.model.how}" if config.model.how else "")
         )
     if config.model.lora.rank:
         lora = dataclasses.replace(found.language.lora, **dataclasses.asdict(config.model.lora))

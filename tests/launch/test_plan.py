@@ -262,6 +262,7 @@ def test_settings_that_a_search_tells_can_be_pasted():
         (["--search", "--json", "plan.json"], "got --search with --json or --dump_hlo"),
         (["--topology", "v5e-3"], "unknown TPU slice 'v5e-3'"),
         (["--cache", ""], "got --cache '', expected a folder"),
+        (["--config.compute.loss_pieces=7"], "got 4096 tokens a row for 7 pieces, expected a mult"),
         (["--config.compute.fsdp=3"], r"mesh of 1×3×1"),
     ],
 )
@@ -269,6 +270,7 @@ def test_bad_input(planned, options, said):
     ended = planned(*options)
     assert ended.code == 2
     assert said in ended.err
+    assert "internal frames" not in ended.err  # JAX's note on an error that went through a trace
 
 
 # --- answers of the compiler are kept ---
