@@ -18,11 +18,11 @@ WEIGHTS, MOMENTS = "weights", "the optimizer's moments"
 
 def terms(
     table: Sequence[Part], compute: Compute, language: LlamaConfig, tokens: int
-) -> dict[str, float]:
+) -> dict[str, int]:
     """Bytes of a chip. table: of optim.parts. tokens: of a chip that are worked on at once."""
     moments = sum(part.moment_bytes for part in table)
     # Of two moments in f32: a gradient as the backward pass gives it, and the sum over parts.
-    gradients = moments / 8 * (2 if compute.parts == 1 else 2 + 4)
+    gradients = moments // 8 * (2 if compute.parts == 1 else 2 + 4)
     return {
         WEIGHTS: sum(part.weight_bytes for part in table),
         MOMENTS: moments,
@@ -33,7 +33,7 @@ def terms(
     }
 
 
-def kept(compute: Compute, language: LlamaConfig, tokens: int) -> float:
+def kept(compute: Compute, language: LlamaConfig, tokens: int) -> int:
     """By the language model's blocks, of their inputs and of what the remat policy names; with
     'none', of no less than all that has a name."""
     heads, width = language.size_of_head, language.hidden_size
@@ -49,4 +49,4 @@ def kept(compute: Compute, language: LlamaConfig, tokens: int) -> float:
     }
     names = REMAT_POLICIES[compute.remat]
     of_token = width + sum(widths[name] for name in (widths if names is None else names))
-    return float(language.num_layers * tokens * of_token * jnp.dtype(compute.dtype).itemsize)
+    return language.num_layers * tokens * of_token * jnp.dtype(compute.dtype).itemsize

@@ -43,7 +43,7 @@ def test_what_a_policy_keeps_is_what_autodiff_keeps(remat):
 
 
 def test_no_policy_keeps_no_less():
-    def kept(remat: str) -> float:
+    def kept(remat: str) -> int:
         return memory.kept(configs.Compute(remat=remat), LANGUAGE, 100)
 
     assert kept("none") == kept("all") > kept("full") > 0
@@ -51,7 +51,7 @@ def test_no_policy_keeps_no_less():
 
 def test_gradients_are_as_the_step_has_them():
     """bf16 out of the backward pass; summed up over parts in f32 beside it."""
-    table = [Part("language/decoder", 1000, True, "float32", 1000.0, 2000.0)]  # a quarter of it
+    table = [Part("language/decoder", 1000, True, "float32", 1000, 2000)]  # a quarter of it
     terms = memory.terms(table, configs.Compute(), LANGUAGE, 10)
     assert terms["gradients"] == 250 * 2
     parts = dataclasses.replace(configs.Compute(), parts=2)
