@@ -51,15 +51,20 @@ RUNS = (
         v5e_16=KEEP + "residual",
         v5e_32=KEEP + "attention_gate",
         v5e_64=SHORT + KEEP + "all",
+        v5p_8=KEEP + "attention_gate",
         v5p_16=KEEP + "all",
         v5p_32=KEEP + "all",
+        v6e_8=KEEP + "value",
         v6e_16=KEEP + "attention_gate",
         v6e_32=KEEP + "all",
+        v4_8=KEEP + "full compute.parts=6",
         v4_32=KEEP + "attention_gate",
     ),
+    *_runs("stage2.py:v1.5-7b", v4_8="batch.conversations=20 " + KEEP + "residual"),
     *_runs(
         "stage2.py:v1.5-13b",
         v5e_32=KEEP + "value",
+        v5p_16=KEEP + "all",
         v5p_32=KEEP + "all",
         v6e_16=KEEP + "residual",
         v4_32=KEEP + "value",
@@ -71,10 +76,32 @@ RUNS = (
     ),
     *_runs(
         "stage2.py:v1.5-7b-large",
-        **{"v5e_256": KEEP + "all", "2xv5e_256": SHORT + KEEP + "all"},
+        **{
+            "v5e_256": KEEP + "all",
+            "2xv5e_256": SHORT + KEEP + "all",
+            "v5p_128": KEEP + "all",
+            "v6e_64": KEEP + "value",
+        },
     ),
-    *_runs("stage2.py:v1.5-13b-large", v5e_256=KEEP + "gate"),
-    *_runs("stage1.py:v1.5-7b", v5e_8="compute.parts=7 " + KEEP + "all"),
+    *_runs(
+        "stage2.py:v1.5-13b-large",
+        v5e_256=KEEP + "gate",
+        v5p_128=KEEP + "all",
+        v6e_64=KEEP + "residual",
+    ),
+    *_runs(
+        "stage1.py:v1.5-7b",
+        v5e_1="compute.parts=56 " + KEEP + "residual",
+        v5e_4="compute.parts=14 " + KEEP + "all",
+        v5e_8="compute.parts=7 " + KEEP + "all",
+        v6e_1="compute.parts=56 " + KEEP + "all",
+    ),
+    *_runs(
+        "lora.py:v1.5-7b",
+        v5e_4="compute.parts=8 " + KEEP + "gate",
+        v5e_8="compute.parts=4 " + KEEP + "attention_gate",
+        v6e_1="compute.parts=26 " + KEEP + "all",
+    ),
 )
 
 

@@ -60,8 +60,10 @@ keep = checkpoint_name
 def row_major(x, compute: "Compute"):
     """Lies in memory with its last dims together. A TPU's compiler would lay some of what is kept
     out by token, and copy it into another layout on both passes. Elsewhere it has its choice."""
-    if not compute.attention.startswith("splash"):
-        return x
+    return as_stored(x) if compute.attention.startswith("splash") else x
+
+
+def as_stored(x):
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
