@@ -71,7 +71,7 @@ RUNS = (
     ),
     *_runs(
         "stage2.py:v1-13b",
-        v6e_8=PAPER + KEEP + "residual",
+        v6e_8=PAPER + "compute.loss_pieces=1 " + KEEP + "value",
         v5p_16=PAPER + KEEP + "all",
     ),
     *_runs(

@@ -18,13 +18,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from llava_jax import cli, files
 from llava_jax import config as configs
-from llava_jax.config import Config
+from llava_jax.config import Compute, Config
 from llava_jax.data import report
-from llava_jax.planner import memory
 from llava_jax.planner import plan as plans
 from llava_jax.planner import search as searching
-from llava_jax.planner.compiling import DoesNotFit
-from llava_jax.planner.plan import Plan
+from llava_jax.planner.plan import Plan, TooLarge
 from llava_jax.planner.search import Try
 
 EXAMPLE = "python launch/plan.py --config configs/stage2.py:v1.5-7b --topology v5e-16"
@@ -44,7 +42,9 @@ def main() -> int:
         "--text_only", action="store_true", help="the language model alone, all of it training"
     )
     parser.add_argument(
-        "--search", action="store_true", help="try what is kept, rows at a time, gathers, meshes"
+        "--search",
+        action="store_true",
+        help="try what is kept, rows at a time, gathers, meshes, whatever the config has",
     )
     parser.add_argument("--json", metavar="FILE", help="the figures")
     parser.add_argument("--dump_hlo", metavar="FILE", help="the scheduled program")
@@ -66,11 +66,13 @@ def main() -> int:
             rows_per_chip=options.rows_per_chip,
             text_only=options.text_only,
             folder=folder,
-            on_try=lambda each: print(" ".join(line(each)), file=sys.stderr, flush=True),
+            on_try=lambda each: print("  ".join(line(each)), file=sys.stderr, flush=True),
         )
         print(report.table(HEAD, [line(each) for each in tries]))
         return 0 if any(each.plan for each in tries) else DOES_NOT_FIT
-    print(f"compiling {config.name} for {options.topology}…", file=sys.stderr, flush=True)
+    for file in (options.json, options.dump_hlo):
+        if file is not None and (not file or files.path(file).is_dir()):
+            raise ValueError(f"got {file!r} for --json or --dump_hlo, expected a file's name")
     try:
         plan, text = plans.plan(
             config,
@@ -78,8 +80,9 @@ def main() -> int:
             rows_per_chip=options.rows_per_chip,
             text_only=options.text_only,
             folder=folder,
+            on_wait=lambda seconds: _wait(config, options.topology, seconds),
         )
-    except DoesNotFit as too_much:
+    except TooLarge as too_much:
         print(refusal(too_much, config))
         return DOES_NOT_FIT
     print(told(plan), flush=True)
@@ -111,6 +114,11 @@ def _setting(name: str, value: object) -> str:
     return f"{name}={said!r}" if " " in said else f"{name}={said}"
 
 
+def _wait(config: Config, slice_name: str, seconds: int) -> None:
+    said = f"{seconds // 60} min so far" if seconds else "this takes minutes"
+    print(f"compiling {config.name} for {slice_name}: {said}", file=sys.stderr, flush=True)
+
+
 def told(plan: Plan) -> str:
     gib, tera = 2**30, 1e12
     kernels = sum(plan.kernel_flops.values())
@@ -129,15 +137,16 @@ def told(plan: Plan) -> str:
         f"{plan.asynchronous_seconds:.3f} s of asynchronous collectives, then "
         f"{plan.synchronous_seconds:.3f} s of synchronous ones",
         "static MFU": f"{100 * plan.static_mfu:.1f} %"
-        f"{_less_kindly(plan) if plan.one_axis_seconds > plan.step_seconds else ''}",
+        f"{_less_kindly(plan) if plan.one_axis_seconds > 1.001 * plan.step_seconds else ''}",
         "a second": f"{plan.conversations_per_second:,.1f} conversations, "
         f"{plan.tokens_per_second:,.0f} tokens, {plan.images_per_second:,.1f} pictures "
         f"(assumed: {plan.conversation_tokens} tokens a conversation)",
         "the run": f"{plan.steps:,} steps, {plan.hours:.1f} h, {plan.chip_hours:,.0f} chip-hours"
         if plan.steps
         else "its length is not known: a source says no size",
-        "the recipe's batch": f"fills {plan.recipe_rows:.1f} rows, and as many chips; here are "
-        f"{plan.rows_per_chip * plan.chips} rows a step",
+        "conversations": f"{plan.conversations:.0f} a step on average; the recipe's "
+        f"{plan.recipe_conversations} fill {plan.recipe_rows:.1f} rows, here are "
+        f"{plan.rows_per_chip * plan.chips}{_another_batch(plan)}",
         "compiled": "before" if plan.compiled_before else f"in {plan.compile_seconds:.0f} s",
     }
     figures["a chip's peak"] = (
@@ -163,6 +172,11 @@ def told(plan: Plan) -> str:
     )
 
 
+def _another_batch(plan: Plan) -> str:
+    times = plan.conversations / plan.recipe_conversations
+    return "" if 2 / 3 < times < 1.5 else f": ANOTHER BATCH, {times:.2f} times the recipe's"
+
+
 def _less_kindly(plan: Plan) -> str:
     mfu = plan.static_mfu * plan.step_seconds / plan.one_axis_seconds
     return (
@@ -180,33 +194,48 @@ def bars(title: str, sizes: Mapping[str, float], unit: str) -> list[str]:
     ]
 
 
-def refusal(too_much: DoesNotFit, config: Config) -> str:
-    compute, batch, gib = config.compute, config.batch, 2**30
-    tries = [
-        "--config.compute.remat=full" if compute.remat != "full" else "",
-        # Rows one after another: the same step in less memory.
-        f"--config.compute.parts={2 * compute.parts}",
-        "--config.compute.loss_pieces=16" if compute.loss_pieces < 16 else "",
-        "--search",
-    ]
-    lasting = sum(too_much.terms.get(name, 0) for name in (memory.WEIGHTS, memory.MOMENTS))
-    if lasting >= too_much.limit:  # which no setting of a step spares
-        tries = []
-    elif batch.tokens // 2 >= config.data.conversation_tokens:
-        tries.append(
-            f"--config.batch.tokens={batch.tokens // 2} --config.batch.images="
-            f"{-(-batch.images // 2)} --config.compute.parts={2 * compute.parts}"
-        )
-    largest_first = sorted(too_much.terms.items(), key=lambda term: -term[1])
+def refusal(too_much: TooLarge, config: Config) -> str:
+    compute, held, gib = config.compute, too_much.held, 2**30
+    terms = held.terms(compute, too_much.rows)
+    largest_first = sorted(terms.items(), key=lambda term: -term[1])
     return "\n".join(
         [
             f"does not fit: a chip needs {too_much.needed / gib:.2f} GiB or more, and has "
             f"{too_much.limit / gib:.2f}",
             *(f"  {nbytes / gib:6.2f} GiB  {name}" for name, nbytes in largest_first),
             *(f"  {line}" for line in too_much.largest),
-            f"to try: {'; '.join(filter(None, [*tries, 'a larger slice']))}",
+            "to try:",
+            *(f"  {line}" for line in _may_fit(too_much, compute)),
+            "  a larger slice",
         ]
     )
+
+
+def _may_fit(too_much: TooLarge, compute: Compute) -> list[str]:
+    """By the planner's terms: as much kept in more parts, less kept, fewer rows."""
+    held, rows = too_much.held, too_much.rows
+    if held.lasting >= too_much.limit:
+        return []  # no setting of a step spares weights and moments
+
+    def may_fit(saved: float) -> bool:
+        return too_much.needed - saved < too_much.limit
+
+    fewest_parts = {}
+    for (remat, parts), saved in held.leaner(compute, rows).items():
+        if may_fit(saved):
+            fewest_parts.setdefault(remat, parts)
+    lines = [
+        f"--config.compute.remat={remat} --config.compute.parts={parts}"
+        for remat, parts in fewest_parts.items()
+    ]
+    lines += ["--search"] if lines else []
+    alone = dataclasses.replace(compute, parts=1, remat="full")
+    if rows > 1 and may_fit(held.total(compute, rows) - held.total(alone, 1)):
+        lines.append(
+            f"--config.batch.conversations={round(too_much.conversations)} "
+            "--config.compute.remat=full --config.compute.parts=1: a row a chip, a smaller batch"
+        )
+    return lines
 
 
 if __name__ == "__main__":

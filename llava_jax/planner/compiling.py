@@ -10,7 +10,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -28,10 +27,7 @@ class Compiled(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """needed, limit: bytes. largest: what takes the most, in the compiler's words where it says.
-    terms: the planner's own account (memory.py)."""
-
-    terms: Mapping[str, float] = MappingProxyType({})
+    """needed, limit: bytes. largest: what takes the most, in the compiler's words where it says."""
 
     def __init__(self, needed: float, limit: float, largest: tuple[str, ...]):
         super().__init__(f"{needed / 2**30:.2f} GiB of {limit / 2**30:.2f} GiB")
@@ -39,28 +35,39 @@ class DoesNotFit(Exception):
 
 
 def compile_for(
-    lowered: Any, topology: object, options: Mapping[str, str], folder: epath.Path
+    lowered: Any,
+    topology: object,
+    options: Mapping[str, str],
+    folder: epath.Path,
+    on_wait: Callable[[int], None] = lambda seconds: None,
 ) -> Compiled:
-    """lowered: of `jit(...).lower(...)` for the topology's devices. folder: of answers kept."""
+    """lowered: of `jit(...).lower(...)` for the topology's devices. folder: of answers kept.
+    on_wait: told every minute how long the compiler has been at it, from its beginning on."""
     asked = hashlib.sha256()
-    versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+    by = versions()
     if told := os.environ.get("LIBTPU_INIT_ARGS"):
-        versions["LIBTPU_INIT_ARGS"] = told
-    for part in (lowered.as_text(), repr(topology), json.dumps([dict(options), versions])):
+        by["LIBTPU_INIT_ARGS"] = told
+    for part in (lowered.as_text(), repr(topology), json.dumps([dict(options), by])):
         asked.update(part.encode())
     place = folder / f"{asked.hexdigest()[:32]}.json.gz"
     answer = _kept(place)
     kept = answer is not None
     if answer is None:
         folder.mkdir(parents=True, exist_ok=True)  # before the minutes that an answer takes
-        answer = _interruptible(lambda: _compiled(lowered, options))
+        answer = _interruptible(lambda: _compiled(lowered, options), on_wait)
         files.write_bytes(place, gzip.compress(json.dumps(answer).encode()))
     if "needed" in answer:
         raise DoesNotFit(answer["needed"], answer["limit"], tuple(answer["largest"]))
     return Compiled(answer["text"], answer["peak"], answer["seconds"], kept)
 
 
-def _interruptible(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    return {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+
+
+def _interruptible(
+    work: Callable[[], dict[str, Any]], on_wait: Callable[[int], None]
+) -> dict[str, Any]:
     """Python hears of Ctrl-C only between its own instructions, and the compiler is one of them."""
     done: list[dict[str, Any] | BaseException] = []
 
@@ -72,7 +79,11 @@ def _interruptible(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    begin, minutes = time.monotonic(), 0
     while thread.is_alive():
+        if time.monotonic() - begin >= 60 * minutes:
+            on_wait(60 * minutes)
+            minutes += 1
         thread.join(timeout=0.5)
     if isinstance(done[0], BaseException):
         raise done[0]

@@ -4,33 +4,56 @@ The compiler tells how much a program needs, and of one that it refuses little m
 is not here is smaller: a layer's gathered weights and what it works on, a piece of the logits.
 """
 
-from collections.abc import Sequence
+import dataclasses
 
 import jax.numpy as jnp
 
 from llava_jax.config import Compute
 from llava_jax.models.llama import LlamaConfig
 from llava_jax.models.stack import REMAT_POLICIES
-from llava_jax.optim import Part
-
-WEIGHTS, MOMENTS = "weights", "the optimizer's moments"
 
 
-def terms(
-    table: Sequence[Part], compute: Compute, language: LlamaConfig, tokens: int
-) -> dict[str, int]:
-    """Bytes of a chip. table: of optim.parts. tokens: of a chip that are worked on at once."""
-    moments = sum(part.moment_bytes for part in table)
-    # Of two moments in f32: a gradient as the backward pass gives it, and the sum over parts.
-    gradients = moments // 8 * (2 if compute.parts == 1 else 2 + 4)
-    return {
-        WEIGHTS: sum(part.weight_bytes for part in table),
-        MOMENTS: moments,
-        "gradients": gradients,
-        f"what remat {compute.remat!r} keeps for the backward pass": kept(
-            compute, language, tokens
-        ),
-    }
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """weights, moments: bytes of a chip. row: tokens of one."""
+
+    weights: int
+    moments: int
+    language: LlamaConfig
+    row: int
+
+    @property
+    def lasting(self) -> int:
+        return self.weights + self.moments
+
+    def terms(self, compute: Compute, rows: int) -> dict[str, int]:
+        """Bytes by what takes them, with so many rows a chip and step."""
+        # Of two moments in f32: a gradient as the backward pass gives it, and the sum over parts.
+        gradients = self.moments // 8 * (2 if compute.parts == 1 else 2 + 4)
+        tokens = rows // compute.parts * self.row
+        return {
+            "weights": self.weights,
+            "the optimizer's moments": self.moments,
+            "gradients": gradients,
+            f"what remat {compute.remat!r} keeps for the backward pass": kept(
+                compute, self.language, tokens
+            ),
+        }
+
+    def total(self, compute: Compute, rows: int) -> int:
+        return sum(self.terms(compute, rows).values())
+
+    def leaner(self, compute: Compute, rows: int) -> dict[tuple[str, int], int]:
+        """The same step in less memory, by what it recomputes and by parts: bytes that it saves."""
+        now = self.total(compute, rows)
+        tries = {
+            (remat, parts): now
+            - self.total(dataclasses.replace(compute, remat=remat, parts=parts), rows)
+            for remat in dict.fromkeys([compute.remat, "full"])
+            for parts in range(compute.parts, rows + 1)
+            if rows % parts == 0
+        }
+        return {each: saved for each, saved in tries.items() if saved > 0}
 
 
 def kept(compute: Compute, language: LlamaConfig, tokens: int) -> int:

@@ -6,7 +6,7 @@ own and arithmetic on them (costs.py); no chip was asked.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from llava_jax.planner.chips import CHIPS
 from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.topology import topology
 from llava_jax.program import Program
+from llava_jax.starting import reading_layer
 
 # Assumed, as the data need not be there: tokens of a conversation beside its picture's, how many
 # have one, and how much of packed rows is filled, short and long ones (docs/results.md, Data).
@@ -39,8 +40,9 @@ class Plan:
     one_axis_seconds: the same, if what runs along one axis of the torus has that axis's links
     alone, and half of them where it is no ring. seconds_by_part add up to step_seconds.
     conversation_tokens: assumed, a picture's with them; filled: so much of the rows holds
-    conversations, likewise. recipe_rows: a step's, of the recipe's own batch, before they are made
-    a multiple of the chips."""
+    conversations, likewise. conversations: of a step; recipe_conversations: as the recipe has it,
+    and recipe_rows the rows that they fill, before those are made a multiple of the chips. compute:
+    the config's; versions: of what compiled."""
 
     config: str
     topology: str
@@ -68,6 +70,8 @@ class Plan:
     static_mfu: float
     conversation_tokens: int
     filled: float
+    conversations: float
+    recipe_conversations: int
     recipe_rows: float
     conversations_per_second: float
     tokens_per_second: float
@@ -76,6 +80,8 @@ class Plan:
     hours: float
     compile_seconds: float
     compiled_before: bool
+    compute: Mapping[str, Any]
+    versions: Mapping[str, str]
 
     @property
     def activation_bytes(self) -> int:
@@ -86,6 +92,15 @@ class Plan:
         return self.hours * self.chips
 
 
+class TooLarge(DoesNotFit):
+    """held: what the planner knows of its memory. rows: of a chip. conversations: of a step with
+    one row a chip."""
+
+    def __init__(self, found: DoesNotFit, held: memory.Held, rows: int, conversations: float):
+        super().__init__(found.needed, found.limit, found.largest)
+        self.held, self.rows, self.conversations = held, rows, conversations
+
+
 def plan(
     config: Config,
     slice_name: str,
@@ -93,19 +108,25 @@ def plan(
     rows_per_chip: int = 0,
     text_only: bool = False,
     folder: epath.Path,
+    on_wait: Callable[[int], None] = lambda seconds: None,
 ) -> tuple[Plan, str]:
     """The plan, and the text of the scheduled program. rows_per_chip 0: as many as train.py takes
-    for the recipe's batch. folder: where answers of the compiler are kept."""
+    for the recipe's batch. folder: where answers of the compiler are kept. on_wait: see
+    compiling.compile_for."""
     target = topology(slice_name)
     check_settings(config)
+    if config.compute.tensor != 1:
+        raise ValueError(
+            f"got config.compute.tensor = {config.compute.tensor}, expected 1: what the compiler "
+            "thinks of tensor parallelism is far too slow to plan with (docs/results.md)"
+        )
     architecture = _architecture(config)
     if text_only:
         config = dataclasses.replace(
             config, optim=dataclasses.replace(config.optim, trains=("language/.*",))
         )
     mean = _conversation_tokens(config, architecture)
-    filled = _filled(config, mean)
-    row_conversations = config.batch.tokens * filled / mean
+    row_conversations = _row_conversations(config, mean)
     layout = programs.layout_of(config.compute, target.devices())
     if rows_per_chip:
         rows = target.chips * rows_per_chip
@@ -115,23 +136,24 @@ def plan(
     program = programs.program(config, architecture, layout, steps=1000, rows=rows)
     images = 0 if text_only else config.batch.images
     table = optim.parts(program.like.trainable, program.frozen_like)
-    tokens = rows // target.chips // config.compute.parts * config.batch.tokens
-    terms = memory.terms(table, config.compute, architecture.language, tokens)
+    weights = sum(part.weight_bytes for part in table)
+    moments = sum(part.moment_bytes for part in table)
+    rows_per_chip = rows // target.chips
     try:
         compiled = compiling.compile_for(
-            _lowered(program, config, rows, images), target, program.options, folder
+            _lowered(program, config, rows, images), target, program.options, folder, on_wait
         )
     except DoesNotFit as too_much:
-        too_much.terms = terms
-        raise
+        held = memory.Held(weights, moments, architecture.language, config.batch.tokens)
+        raise TooLarge(too_much, held, rows_per_chip, target.chips * row_conversations) from None
 
     chip = CHIPS[target.generation]
+    chip = chip._replace(links=chip.links * max(1, target.axes) / len(target.grid))
     read = scheduled.read(compiled.text)
     cost = costs.of_program(read, chips_per_slice=target.chips // target.slices)
     seconds = cost.seconds(chip)
     # Other slots of a row are empty, and no work for the model's sake.
     row_images = min(images, row_conversations * _mean(config, _PICTURES))
-    rows_per_chip = rows // target.chips
     model_flops = _model_flops(config, architecture, rows_per_chip, row_images)
     conversations = _conversations(config)
     steps = math.ceil(conversations * config.epochs / (rows * row_conversations))
@@ -144,8 +166,8 @@ def plan(
             row_tokens=config.batch.tokens,
             parameters=sum(part.parameters for part in table),
             trained_parameters=sum(part.parameters for part in table if part.trains),
-            weight_bytes=terms[memory.WEIGHTS],
-            optimizer_bytes=terms[memory.MOMENTS],
+            weight_bytes=weights,
+            optimizer_bytes=moments,
             peak_hbm_bytes=compiled.peak,
             hbm_bytes=chip.hbm,
             model_flops=model_flops,
@@ -161,11 +183,13 @@ def plan(
             step_seconds=seconds,
             one_axis_seconds=cost.seconds(
                 chip if target.closed else chip._replace(links=chip.links / 2),
-                axes=sum(n > 1 for n in target.grid) or 1,
+                axes=max(1, target.axes),
             ),
             static_mfu=model_flops / seconds / chip.flops,
             conversation_tokens=mean,
-            filled=filled,
+            filled=row_conversations * mean / config.batch.tokens,
+            conversations=rows * row_conversations,
+            recipe_conversations=config.batch.conversations,
             recipe_rows=config.batch.conversations / row_conversations,
             conversations_per_second=rows * row_conversations / seconds,
             tokens_per_second=rows * row_conversations * mean / seconds,
@@ -174,6 +198,8 @@ def plan(
             hours=steps * seconds / 3600,
             compile_seconds=compiled.seconds,
             compiled_before=compiled.kept,
+            compute=dataclasses.asdict(config.compute),
+            versions=compiling.versions(),
         ),
         compiled.text,
     )
@@ -191,6 +217,7 @@ def _architecture(config: Config) -> LlavaConfig:
             "config names no released architecture (config.model.architecture), expected either"
             + (f"; to make the folder:\n{config.model.how}" if config.model.how else "")
         )
+    found = reading_layer(found, config)
     if config.model.lora.rank:
         lora = dataclasses.replace(found.language.lora, **dataclasses.asdict(config.model.lora))
         language = dataclasses.replace(found.language, lora=lora)
@@ -201,15 +228,18 @@ def _architecture(config: Config) -> LlavaConfig:
 def rows_of_a_chip(config: Config, slice_name: str) -> int:
     """Of the recipe's batch, all of them at once."""
     mean = _conversation_tokens(config, _architecture(config))
-    per_conversation = mean / (config.batch.tokens * _filled(config, mean))
     chips = topology(slice_name).chips
-    return rows_of_a_step(config.batch, per_conversation, chips) // chips
+    return rows_of_a_step(config.batch, 1 / _row_conversations(config, mean), chips) // chips
 
 
-def _filled(config: Config, mean: int) -> float:
+def _row_conversations(config: Config, mean: int) -> float:
+    """As many as its tokens hold, or its slots for pictures."""
     if not config.batch.pack:
-        return mean / config.batch.tokens
-    return _FILLED_LONG if config.batch.tokens >= 4 * mean else _FILLED_SHORT
+        return 1.0
+    filled = _FILLED_LONG if config.batch.tokens >= 4 * mean else _FILLED_SHORT
+    pictures = _mean(config, _PICTURES)
+    slots = config.batch.images / pictures if pictures else math.inf
+    return min(config.batch.tokens * filled / mean, slots)
 
 
 def _conversation_tokens(config: Config, architecture: LlavaConfig) -> int:

@@ -3,8 +3,9 @@ taken at a time, how weights are gathered, and over which mesh.
 
 A try that fits is a compilation, of minutes; one that does not is refused in seconds. So tries go
 from what keeps the most to the leanest, and end with the first that fits: a leaner one computes
-more again. With fewer rows at a time only what keeps more than that is worth another. Answers are
-kept, so that a search that was interrupted goes on.
+more again. With fewer rows at a time only what keeps more than that is worth another, and nothing
+that by the planner's terms needs more than what did not fit. Answers are kept, so that a search
+that was interrupted goes on.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from etils import epath
 from llava_jax.config import Config
 from llava_jax.models.stack import REMAT_POLICIES
 from llava_jax.planner import plan as plans
-from llava_jax.planner.compiling import DoesNotFit
-from llava_jax.planner.plan import Plan
+from llava_jax.planner.memory import Held
+from llava_jax.planner.plan import Plan, TooLarge
 from llava_jax.planner.topology import Topology, topology
 
 GATHERS = ("explicit", "explicit by axis")
@@ -77,11 +78,14 @@ def _tries(
     folder: epath.Path,
 ) -> Iterator[Try]:
     policies = list(REMAT_POLICIES)  # from the leanest to the largest
-    fitted = -1
+    held: Held | None = None
+    fitted, too_much = -1, math.inf  # bytes, by the planner's terms
     for parts in (n for n in range(1, rows + 1) if rows % n == 0):
         for number in reversed(range(fitted + 1, len(policies))):
             settings = {**layout, "remat": policies[number], "parts": parts}
             compute = dataclasses.replace(config.compute, **settings)
+            if held and held.total(compute, rows) >= too_much:
+                continue
             try:
                 plan, _ = plans.plan(
                     dataclasses.replace(config, compute=compute),
@@ -90,8 +94,11 @@ def _tries(
                     text_only=text_only,
                     folder=folder,
                 )
-            except DoesNotFit as too_much:
-                yield Try(settings, rows // parts, None, too_much.needed)
+            except TooLarge as refused:
+                held = refused.held
+                if compute.remat != "none":  # of which the terms say too little
+                    too_much = min(too_much, held.total(compute, rows))
+                yield Try(settings, rows // parts, None, refused.needed)
             else:
                 yield Try(settings, rows // parts, plan)
                 fitted = number

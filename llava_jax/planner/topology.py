@@ -6,7 +6,6 @@ for a whole pod from a laptop. `v4` and `v5p` names count TensorCores, two to a 
 """
 
 import dataclasses
-import difflib
 import math
 import os
 import re
@@ -67,6 +66,11 @@ class Topology:
         ring = 4 if len(self.grid) == 3 else 16
         return all(n % ring == 0 for n in self.grid)
 
+    @property
+    def axes(self) -> int:
+        """Along which it has neighbours: of a chip's links, those of others go nowhere."""
+        return sum(n > 1 for n in self.grid)
+
     def mesh_shape(self) -> MeshShape:
         """FSDP over every chip of a slice, one axis for each torus dimension; a copy a slice."""
         return MeshShape(data=self.slices, fsdp=tuple(n for n in self.grid if n > 1) or (1,))
@@ -103,7 +107,7 @@ class Topology:
 
 def topology(name: str) -> Topology:
     """'v5e-256', 'v5p-128', …; '2xv5e-256' for two slices; 'v5litepod-16', as the cloud says it."""
-    found = re.fullmatch(r"(?:([1-9][0-9]{0,2})x)?([a-z0-9]+)-([0-9]{1,4})", name)
+    found = re.fullmatch(r"(?:([1-9][0-9]{0,2})x)?([a-z0-9]+)-([0-9]{1,4})", name.lower())
     if found:
         slices, generation = int(found[1] or 1), found[2].replace("v5litepod", "v5e")
         cores = _CORES_PER_CHIP_IN_NAME.get(generation, 1)
@@ -111,10 +115,9 @@ def topology(name: str) -> Topology:
         chips, rest = divmod(int(found[3]), cores)
         if chips in grids and not rest and slices < 512:
             return Topology(generation, grids[chips], slices)
-    near = difflib.get_close_matches(name, names(), n=1)
     raise ValueError(
-        f"unknown TPU slice {name!r}{f' (did you mean {near[0]}?)' if near else ''}: expected one "
-        f"of {', '.join(names())}, or '2x' and more in front for several"
+        f"unknown TPU slice {name!r}: expected one of {', '.join(names())}, or 2x to 511x in "
+        "front for several; names of v4 and v5p count cores, two a chip"
     )
 
 

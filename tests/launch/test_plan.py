@@ -15,10 +15,12 @@ from etils import epath
 
 from launch import plan as verb
 from llava_jax import config as configs
+from llava_jax.models.llava import released
 from llava_jax.models.stack import REMAT_POLICIES
 from llava_jax.planner import compiling, plan, search
 from llava_jax.planner.chips import CHIPS
 from llava_jax.planner.compiling import Compiled, DoesNotFit
+from llava_jax.planner.memory import Held
 from llava_jax.planner.topology import Topology
 
 PROGRAM = (Path(__file__).parents[1] / "planner" / "programs" / "v5e-4.txt").read_text()
@@ -31,7 +33,7 @@ def compiler(monkeypatch):
     or one refusal. Gives what it was asked."""
     asked = {}
 
-    def compile_for(lowered, topology, options, folder):
+    def compile_for(lowered, topology, options, folder, on_wait):
         asked.update(lowered=lowered, topology=topology)
         if refusal := asked.get("refusal"):
             raise refusal
@@ -108,6 +110,35 @@ def test_what_training_refuses_is_not_planned(compiler, changes, said):
         plan.plan(tiny(**changes), "v5e-4", folder=epath.Path("unused"))
 
 
+def test_slots_for_pictures_hold_conversations_too(compiler):
+    """94 of 100 conversations have one."""
+    few, _ = plan.plan(tiny(**{"batch.images": "3"}), "v5e-4", folder=epath.Path("unused"))
+    assert few.filled == pytest.approx(3 / 0.94 * 821 / 4096)
+    assert few.images_per_second * few.step_seconds == pytest.approx(
+        3 * few.rows_per_chip * few.chips
+    )
+
+
+def test_another_batch_than_the_recipes_is_said(planned):
+    ended = planned("--topology", "v5e-8", "--rows_per_chip", 8)
+    assert "316 a step on average; the recipe's 128 fill 25.9 rows, here are 64" in ended.out
+    assert "ANOTHER BATCH, 2.47 times the recipe's" in ended.out
+    assert "ANOTHER" not in planned().out
+
+
+def test_the_layer_that_is_read_is_the_configs(compiler):
+    """The tower's last costs a block more."""
+    last, _ = plan.plan(tiny(**{"model.select_layer": "-1"}), "v5e-4", folder=epath.Path("unused"))
+    usual, _ = plan.plan(tiny(), "v5e-4", folder=epath.Path("unused"))
+    assert last.model_flops > usual.model_flops
+
+
+def test_links_of_an_axis_that_a_slice_lacks_carry_nothing(compiler):
+    flat, _ = plan.plan(tiny(), "v5p-8", folder=epath.Path("unused"))  # 2×2×1
+    cube, _ = plan.plan(tiny(), "v5p-16", rows_per_chip=6, folder=epath.Path("unused"))  # 2×2×2
+    assert flat.synchronous_seconds == pytest.approx(1.5 * cube.synchronous_seconds)
+
+
 def test_text_alone_is_the_language_model_with_no_picture(compiler):
     made, _ = plan.plan(
         tiny(**{"batch.tokens": "2048"}),
@@ -167,7 +198,7 @@ def test_the_verb_tells_and_writes_its_figures(planned, tmp_path):
     for said in (
         "stage2-v1.5-7b on v5e-4: 4 chips, each with 6 rows of 4,096 tokens a step, 99 % of them",
         "7,050,304,512, of which 6,759,395,328 train",
-        "fills 25.9 rows, and as many chips; here are 24 rows a step",
+        "119 a step on average; the recipe's 128 fill 25.9 rows, here are 24\n",
         "11.00 of 15.75 GiB, by the compiler",
         "HBM of a chip, 15.75 GiB",
         "waiting for other chips",
@@ -180,47 +211,74 @@ def test_what_does_not_fit_is_told_with_what_to_try(planned, compiler, tmp_path)
     compiler["refusal"] = DoesNotFit(20 * 2**30, 15.75 * 2**30, ("3.4G f32[32,1024] some/op",))
     ended = planned("--rows_per_chip", 4, "--json", tmp_path / "plan.json")
     assert ended.code == verb.DOES_NOT_FIT, ended.err
-    first, *terms, _ = ended.out.splitlines()
-    assert first == "does not fit: a chip needs 20.00 GiB or more, and has 15.75"
     # The largest first, the compiler's words last. Only weights and moments are more than a v5e
     # has: no setting of the step spares them.
-    assert [term.strip() for term in terms] == [
+    assert [line.strip() for line in ended.out.splitlines()] == [
+        "does not fit: a chip needs 20.00 GiB or more, and has 15.75",
         "12.59 GiB  the optimizer's moments",
         "6.43 GiB  weights",
         "4.00 GiB  what remat 'full' keeps for the backward pass",
         "3.15 GiB  gradients",
         "3.4G f32[32,1024] some/op",
+        "to try:",
+        "a larger slice",
     ]
-    assert ended.out.endswith("to try: a larger slice\n")
     assert not (tmp_path / "plan.json").exists()
-    ended = planned("--topology", "v5e-8", "--config.compute.remat=gate")
-    assert "6.30 GiB  the optimizer's moments" in ended.out
-    assert (
-        "to try: --config.compute.remat=full; --config.compute.parts=2; "
-        "--config.compute.loss_pieces=16; --search; " in ended.out
-    )
-    assert (
-        "--config.batch.tokens=2048 --config.batch.images=4 --config.compute.parts=2" in ended.out
-    )
+
+
+ONE_ROW = (
+    "--config.batch.conversations=40 --config.compute.remat=full --config.compute.parts=1: "
+    "a row a chip, a smaller batch"
+)
+
+
+@pytest.mark.parametrize(
+    ("needed", "remat", "tries"),
+    [
+        # Of three rows 'gate' keeps 17.1 GiB, 'full' 3.0; a sum over parts takes 3.1.
+        (
+            22,
+            "gate",
+            [
+                "--config.compute.remat=gate --config.compute.parts=3",
+                "--config.compute.remat=full --config.compute.parts=1",
+                "--search",
+                ONE_ROW,
+            ],
+        ),
+        (31, "gate", [ONE_ROW]),
+        (17, "full", [ONE_ROW]),  # in parts it would need more
+        (40, "gate", []),
+    ],
+)
+def test_only_what_may_help_is_told(planned, compiler, needed, remat, tries):
+    compiler["refusal"] = DoesNotFit(needed * 2**30, 15.75 * 2**30, ())
+    ended = planned("--topology", "v5e-8", f"--config.compute.remat={remat}")
+    said = ended.out.partition("to try:\n")[2].splitlines()
+    assert [line.strip() for line in said] == [*tries, "a larger slice"]
+
+
+def test_a_row_a_chip_is_what_a_smaller_batch_gives(compiler):
+    made, _ = plan.plan(tiny(**{"batch.conversations": "40"}), "v5e-8", folder=epath.Path("unused"))
+    assert made.rows_per_chip == 1
 
 
 def test_a_search_tries_what_may_be_faster_and_lists_the_fastest_first(
     planned, compiler, monkeypatch
 ):
-    """The answers' only difference is the peak, here by what is kept and rows at a time."""
     tried = []
-    room = {1: "attention_gate", 2: "attention_gate", 3: "residual", 6: "full"}
+    room = {1: "attention_gate", 2: "attention", 3: "residual", 6: "full"}  # by rows at a time
     policies = list(REMAT_POLICIES)
+    held = Held(weights=0, moments=0, language=released("v1.5-7b").language, row=4096)
 
     def a_plan(config, slice_name, **asked):
         remat, parts = config.compute.remat, config.compute.parts
-        tried.append((remat, parts))
+        tried.append((parts, remat))
         assert asked["rows_per_chip"] == 6  # as training would take them
         number = policies.index(remat)
         if number > policies.index(room[6 // parts]):
-            raise DoesNotFit(20 * 2**30, 15.75 * 2**30, ())
-        made = dataclasses.replace(of_recipe, step_seconds=9.0 - number)
-        return made, ""
+            raise plan.TooLarge(DoesNotFit(20 * 2**30, 15.75 * 2**30, ()), held, 6, 1.0)
+        return dataclasses.replace(of_recipe, step_seconds=9.0 - number), ""
 
     of_recipe, _ = plan.plan(tiny(), "v5e-4", folder=epath.Path("unused"))
     monkeypatch.setattr(search.plans, "plan", a_plan)
@@ -229,20 +287,20 @@ def test_a_search_tries_what_may_be_faster_and_lists_the_fastest_first(
     assert ended.code == 0, ended.err
     head, *lines = ended.out.splitlines()
     assert "rows at a time" in head
-    # Six rows at once, from what keeps the most down to what fits; then what keeps more than that.
+    # Down to what fits; then only what keeps more than that, and less than what did not fit.
     one_mesh = [
-        *((remat, 1) for remat in reversed(policies)),
-        *((remat, 2) for remat in reversed(policies[1:])),
-        *((remat, 3) for remat in reversed(policies[policies.index("attention_gate") :])),
-        *((remat, 6) for remat in reversed(policies[policies.index("all") :])),
+        *((1, remat) for remat in reversed(policies)),
+        *((2, remat) for remat in ("gate", "attention", "value", "residual")),
+        *((3, remat) for remat in ("gate", "attention")),
+        (6, "attention_gate"),
     ]
     assert tried == one_mesh * 2  # the torus, and copies along its longest axis
-    assert "data=1 fsdp=0 gather=explicit remat=attention_gate parts=3" in lines[0]
-    assert "data=2 fsdp=2 gather=explicit remat=attention_gate parts=3" in lines[1]
+    assert "data=1 fsdp=0 gather=explicit remat=attention_gate parts=6" in lines[0]
+    assert "data=2 fsdp=2 gather=explicit remat=attention_gate parts=6" in lines[1]
     steps = [float(line.split()[6]) for line in lines if "does not fit" not in line]
     assert steps == sorted(steps)
-    assert len(steps) == 6
-    assert all("needs 20.0" in line for line in lines[6:])
+    assert len(steps) == 8
+    assert all("needs 20.0" in line for line in lines[8:])
     assert len(lines) == len(tried)
 
 
@@ -264,6 +322,9 @@ def test_settings_that_a_search_tells_can_be_pasted():
         (["--cache", ""], "got --cache '', expected a folder"),
         (["--config.compute.loss_pieces=7"], "got 4096 tokens a row for 7 pieces, expected a mult"),
         (["--config.compute.fsdp=3"], r"mesh of 1×3×1"),
+        (["--config.compute.tensor=2"], "got config.compute.tensor = 2, expected 1"),
+        (["--json", "."], "got '.' for --json or --dump_hlo, expected a file's name"),
+        (["--dump_hlo", ""], "got '' for --json or --dump_hlo, expected a file's name"),
     ],
 )
 def test_bad_input(planned, options, said):

@@ -9,7 +9,6 @@ import pytest
 from llava_jax import config as configs
 from llava_jax.models import stack
 from llava_jax.models.llama import Decoder, LlamaConfig
-from llava_jax.optim import Part
 from llava_jax.planner import memory
 
 LANGUAGE = LlamaConfig(
@@ -49,11 +48,29 @@ def test_no_policy_keeps_no_less():
     assert kept("none") == kept("all") > kept("full") > 0
 
 
+HELD = memory.Held(weights=1000, moments=2000, language=LANGUAGE, row=10)  # a quarter of it
+
+
 def test_gradients_are_as_the_step_has_them():
     """bf16 out of the backward pass; summed up over parts in f32 beside it."""
-    table = [Part("language/decoder", 1000, True, "float32", 1000, 2000)]  # a quarter of it
-    terms = memory.terms(table, configs.Compute(), LANGUAGE, 10)
+    terms = HELD.terms(configs.Compute(), 2)
     assert terms["gradients"] == 250 * 2
-    parts = dataclasses.replace(configs.Compute(), parts=2)
-    assert memory.terms(table, parts, LANGUAGE, 10)["gradients"] == 250 * (2 + 4)
-    assert (terms[memory.WEIGHTS], terms[memory.MOMENTS]) == (1000, 2000)
+    in_parts = HELD.terms(configs.Compute(parts=2), 2)
+    assert in_parts["gradients"] == 250 * (2 + 4)
+    assert (terms["weights"], terms["the optimizer's moments"], HELD.lasting) == (1000, 2000, 3000)
+    by_remat = "what remat 'full' keeps for the backward pass"
+    assert terms[by_remat] == 2 * in_parts[by_remat] == memory.kept(configs.Compute(), LANGUAGE, 20)
+
+
+def test_leaner_is_what_saves_and_keeps_the_step():
+    compute = configs.Compute(remat="gate")
+    saved = HELD.leaner(compute, 6)
+    # Nothing but divisors of its rows.
+    assert set(saved) <= {(remat, parts) for remat in ("gate", "full") for parts in (1, 2, 3, 6)}
+    assert ("gate", 1) not in saved
+    assert saved["full", 1] == memory.kept(compute, LANGUAGE, 60) - memory.kept(
+        configs.Compute(), LANGUAGE, 60
+    )
+    # A sum of gradients that is larger than what parts save is no saving.
+    heavy = dataclasses.replace(HELD, moments=10**9)
+    assert set(heavy.leaner(compute, 6)) == {("full", 1)}

@@ -16,6 +16,7 @@ from llava_jax.sharding import MeshShape
         ("v6e-8", (2, 4), 8, MeshShape(fsdp=(2, 4))),
         ("2xv5e-256", (16, 16), 512, MeshShape(data=2, fsdp=(16, 16))),
         ("v5litepod-16", (4, 4), 16, MeshShape(fsdp=(4, 4))),  # as gcloud has it
+        ("V5E-16", (4, 4), 16, MeshShape(fsdp=(4, 4))),
     ],
 )
 def test_a_slice_is_what_the_cloud_rents(name, grid, chips, mesh):
@@ -36,6 +37,13 @@ def test_a_slice_is_what_the_cloud_rents(name, grid, chips, mesh):
 )
 def test_whose_axes_are_rings(name, closed):
     assert topology(name).closed is closed
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"), [("v5p-8", 2), ("v5p-16", 3), ("v5e-4", 2), ("v6e-1", 0)]
+)
+def test_along_which_axes_it_has_neighbours(name, axes):
+    assert topology(name).axes == axes
 
 
 def test_every_slice_people_hold_has_a_name():
@@ -65,8 +73,3 @@ def test_every_slice_people_hold_has_a_name():
 def test_other_names_are_refused_with_the_list(name):
     with pytest.raises(ValueError, match=r"unknown TPU slice .*expected one of v4-8,.*v6e-256"):
         topology(name)
-
-
-def test_a_name_that_is_nearly_one():
-    with pytest.raises(ValueError, match=r"'v5e16' \(did you mean v5e-16\?\)"):
-        topology("v5e16")
