@@ -85,13 +85,16 @@ RUNS = (
     ),
     *_runs(
         "stage2.py:v1.5-13b-large",
-        v5e_256=KEEP + "gate",
-        v5p_128=KEEP + "all",
-        v6e_64=KEEP + "residual",
+        **{
+            "v5e_256": KEEP + "gate",
+            "2xv5e_256": SHORT + KEEP + "all",
+            "v5p_128": KEEP + "all",
+            "v6e_64": KEEP + "value",
+        },
     ),
     *_runs(
         "stage1.py:v1.5-7b",
-        v5e_1="compute.parts=56 " + KEEP + "residual",
+        v5e_1="compute.parts=56 " + KEEP + "full",
         v5e_4="compute.parts=14 " + KEEP + "all",
         v5e_8="compute.parts=7 " + KEEP + "all",
         v6e_1="compute.parts=56 " + KEEP + "all",
