@@ -159,12 +159,14 @@ class Layout:
     """One mesh, and which form the layer gather takes on it.
 
     explicit: shard_map and all_gather instead of the partitioner's choice. by_axis: gather over
-    several fsdp axes one after another instead of all at once (explicit form only).
+    several fsdp axes one after another instead of all at once. row_major: what is gathered is used
+    as it lies in memory, whatever layout the compiler likes (both of the explicit form only).
     """
 
     mesh: Mesh | AbstractMesh
     explicit: bool = False
     by_axis: bool = False
+    row_major: bool = False
 
     @property
     def fsdp_axes(self) -> tuple[str, ...]:
@@ -358,13 +360,9 @@ class Layout:
         leaf = _sum_gradient(leaf, tuple(whole_along)) if whole_along else leaf
         if cut is None:
             return leaf
-        if self.mesh.size == 1 and self.devices[0].platform == "tpu":
-            # With nothing to gather, the compiler would copy whole stacks of layers into a layout
-            # that a product likes, outside their loop: 4 GiB of a 7B, of a chip's 16.
-            return as_stored(leaf)
         for group in [(axis,) for axis in reversed(axes)] if self.by_axis else [axes]:
             leaf = jax.lax.all_gather(leaf, group, axis=dims.index(cut), tiled=True)
-        return leaf
+        return as_stored(leaf) if self.row_major else leaf
 
     def _constrain(self, x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         dims = tuple(ACTIVATION_DIMS[name] if name else None for name in names)

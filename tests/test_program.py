@@ -215,6 +215,15 @@ def test_how_weights_are_gathered():
     assert program.gather_of(dataclasses.replace(compute, gather="gspmd"), v5e) == "gspmd"
 
 
+def test_which_chips_use_weights_as_they_lie():
+    v5e = Chip((0, 0, 0))
+    v6e = v5e._replace(device_kind="TPU v6 lite")
+    assert program.uses_row_major([v5e])  # there is nothing to gather
+    assert not program.uses_row_major([v5e, v5e])
+    assert program.uses_row_major([v6e, v6e])
+    assert not program.uses_row_major(jax.devices()[:1])
+
+
 def test_what_the_compiler_is_told():
     compute, chip = config.Compute(), Chip((0, 0, 0))
     assert program.compiler_options(compute, chip) == {"xla_tpu_scoped_vmem_limit_kib": "49152"}
