@@ -80,7 +80,7 @@ RUNS = (
             "v5e_256": KEEP + "all",
             "2xv5e_256": SHORT + KEEP + "all",
             "v5p_128": KEEP + "all",
-            "v6e_64": KEEP + "value",
+            "v6e_64": KEEP + "gate",
         },
     ),
     *_runs(
@@ -103,7 +103,7 @@ RUNS = (
         "lora.py:v1.5-7b",
         v5e_4="compute.parts=8 " + KEEP + "gate",
         v5e_8="compute.parts=4 " + KEEP + "attention_gate",
-        v6e_1="compute.parts=26 " + KEEP + "all",
+        v6e_1="compute.parts=26 " + KEEP + "attention_gate",
     ),
 )
 
