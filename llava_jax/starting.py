@@ -13,7 +13,6 @@ from llava_jax import api, files, model_folder, optim
 from llava_jax.config import Config, Data, HeldOut, Model
 from llava_jax.model_folder import About, Base, StoredModel
 from llava_jax.models import stack
-from llava_jax.models.llava import LlavaConfig
 from llava_jax.models.lora import TARGETS, LoraConfig
 from llava_jax.weights.adapter import with_lora
 from llava_jax.weights.tensor import Tensor
@@ -171,22 +170,6 @@ def check_vocabulary(start: Start, config: Config, num_ids: int) -> None:
         )
 
 
-def reading_layer(architecture: LlavaConfig, config: Config) -> LlavaConfig:
-    """With the tower's layer that the config names, if it names one."""
-    layer, vision = config.model.select_layer, architecture.vision
-    if not layer:
-        return architecture
-    if not -vision.num_layers - 1 <= layer <= vision.num_layers:
-        raise ValueError(
-            f"got config.model.select_layer = {layer}, expected {-vision.num_layers - 1} to "
-            f"{vision.num_layers}: the tower of {config.model.start} has {vision.num_layers} "
-            "blocks"
-        )
-    return dataclasses.replace(
-        architecture, vision=dataclasses.replace(vision, select_layers=(layer,))
-    )
-
-
 def _about(about: About, config: Config) -> About:
     """As it will be when it is trained: it reads the layer, and speaks as the data does."""
     data, architecture = config.data, about.config
@@ -197,7 +180,8 @@ def _about(about: About, config: Config) -> About:
             f"(config.data), for a vision tower that reads {vision.image_size} in patches of "
             f"{vision.patch_size} ({config.model.start}): expected the same"
         )
-    architecture = reading_layer(architecture, config)
+    if config.model.select_layer:
+        architecture = architecture.reading(config.model.select_layer)
     # Captions alone ("plain") teach no way to talk: the model keeps its own.
     template = about.template if data.template == "plain" else data.template
     return dataclasses.replace(

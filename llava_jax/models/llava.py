@@ -57,6 +57,17 @@ class LlavaConfig:
     def tokens_per_image(self) -> int:
         return self.projector.num_outputs(self.vision.num_features)
 
+    def reading(self, layer: int) -> "LlavaConfig":
+        """With features of this layer of the tower instead."""
+        depth = self.vision.num_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(
+                f"got config.model.select_layer = {layer}, expected {-depth - 1} to {depth}: the "
+                f"tower has {depth} blocks"
+            )
+        vision = dataclasses.replace(self.vision, select_layers=(layer,))
+        return dataclasses.replace(self, vision=vision)
+
 
 def released(name: str) -> LlavaConfig:
     """The architecture of a released LLaVA: 'v1-7b', 'v1-lightning-13b', 'v1.5-7b', …"""

@@ -25,7 +25,6 @@ from llava_jax.planner.chips import CHIPS
 from llava_jax.planner.compiling import DoesNotFit
 from llava_jax.planner.topology import topology
 from llava_jax.program import Program
-from llava_jax.starting import reading_layer
 
 # Assumed, as the data need not be there: tokens of a conversation beside its picture's, how many
 # have one, and how much of packed rows is filled, short and long ones (docs/results.md, Data).
@@ -217,7 +216,8 @@ def _architecture(config: Config) -> LlavaConfig:
             "config names no released architecture (config.model.architecture), expected either"
             + (f"; to make the folder:\n{config.model.how}" if config.model.how else "")
         )
-    found = reading_layer(found, config)
+    if config.model.select_layer:
+        found = found.reading(config.model.select_layer)
     if config.model.lora.rank:
         lora = dataclasses.replace(found.language.lora, **dataclasses.asdict(config.model.lora))
         language = dataclasses.replace(found.language, lora=lora)
