@@ -174,7 +174,7 @@ WRONG = {
     ),
     "no such layer": (
         ["--config.model.select_layer=-9"],
-        r"got config.model.select_layer = -9, expected -4 to 3: .*start has 3 blocks",
+        r"got config.model.select_layer = -9, expected -4 to 3: the tower has 3 blocks",
     ),
     "factors of nothing": (
         ["--config.model.lora.rank=4", "--config.model.lora.targets=q,w"],
