@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from llava_jax.config import typed
+from llava_jax.models.llava import released
 from llava_jax.planner import plan as plans
 from llava_jax.planner.compiling import DoesNotFit
+from llava_jax.planner.memory import Held
 from llava_jax.planner.topology import topology
 from tests.conftest import CHECKOUT, import_torch
 from tests.weights import checkpoints
@@ -49,7 +51,8 @@ def test_the_readmes_examples_run(folder_of_a_reader, monkeypatch):
 def compile_nothing(config, slice_name: str, **options: Any) -> None:
     """In place of minutes: the question is understood, and the answer no."""
     assert (config.name, topology(slice_name).chips) == ("stage2-v1.5-7b", 16)
-    raise DoesNotFit(2**40, 2**34, ())
+    held = Held(2**38, 2**38, released("v1.5-7b").language, 4096)
+    raise plans.TooLarge(DoesNotFit(2**40, 2**34, ()), held, rows=2, conversations=80)
 
 
 def test_the_readmes_commands_run(folder_of_a_reader, monkeypatch):

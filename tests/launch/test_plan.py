@@ -397,10 +397,15 @@ def test_ctrl_c_is_heard_while_the_compiler_works(tmp_path):
         begun.wait(60)
         signal.raise_signal(signal.SIGINT)
 
+    # A shell's background jobs are born deaf to it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        compiling.compile_for(Slow("a program", None), "v5e-4", {}, epath.Path(tmp_path))
-    ended.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compiling.compile_for(Slow("a program", None), "v5e-4", {}, epath.Path(tmp_path))
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())
 
 
