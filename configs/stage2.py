@@ -9,8 +9,8 @@ pod: eight times the batch, the rate times √8, no recipe of the paper's; tiny 
 a laptop). Data in data/: LLaVA-Instruct-150K over COCO's train2017 for v1, llava_v1_5_mix665k.json
 for v1.5, with coco/, gqa/, ocr_vqa/, textvqa/ and vg/ beside it.
 
-The planner expects v1.5-7b to take 3.4 h on v5e-16, 2.3 h on v5p-16 and 0.9 h on v6e-16, v1.5-13b
-3.2 h on v5e-32 and 1.9 h on v6e-16 (docs/results.md has the settings). The reference took 10 h for
+The planner expects v1.5-7b to take 3.4 h on v5e-16, 2.3 h on v5p-16 and 0.8 h on v6e-16, v1.5-13b
+3.2 h on v5e-32 and 1.6 h on v6e-16 (docs/results.md has the settings). The reference took 10 h for
 v1-13b, 10 h (7B) and 20 h (13B) for v1.5, on eight A100. Reported:
 v1-13b 85.1 % of GPT-4's score on LLaVA-Bench (COCO); v1.5-7b 78.5 on VQAv2, 62.0 on GQA, 85.9 on
 POPE; v1.5-13b 80.0, 63.3, 85.9.
