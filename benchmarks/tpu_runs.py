@@ -64,9 +64,11 @@ RUNS = (
     *_runs(
         "stage2.py:v1.5-13b",
         v5e_32=KEEP + "value",
+        v5e_64=SHORT + KEEP + "attention_gate",
         v5p_16=KEEP + "all",
         v5p_32=KEEP + "all",
         v6e_16=KEEP + "residual",
+        v6e_32=KEEP + "attention_gate",
         v4_32=KEEP + "value",
     ),
     *_runs(
