@@ -78,8 +78,9 @@ def _interruptible(
             done.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
+    on_wait(0)
     thread.start()
-    begin, minutes = time.monotonic(), 0
+    begin, minutes = time.monotonic(), 1
     while thread.is_alive():
         if time.monotonic() - begin >= 60 * minutes:
             on_wait(60 * minutes)

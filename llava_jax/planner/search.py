@@ -65,7 +65,7 @@ def layouts(target: Topology) -> list[dict[str, object]]:
     return [
         {**mesh, "gather": gather}
         for mesh, axes in ((whole, 1 + len(others)), (copies, len(others)))
-        for gather in GATHERS[: min(axes, len(GATHERS))]
+        for gather in GATHERS[:axes]
     ]
 
 
